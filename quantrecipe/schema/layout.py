@@ -1,0 +1,177 @@
+"""The layout, version 1: how formats are laid out on disk, as data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, StringConstraints, Tag
+
+from quantrecipe.schema.base import Model, Name, NonEmpty, VersionOne
+from quantrecipe.schema.schemes import (
+    GranularityName,
+    ScaledFormatName,
+    SmoothingPlacement,
+)
+
+LAYOUT_VERSION = 1
+
+_TEXT = r"[^{}\x00-\x1f\x7f]*"
+ModuleTemplate = Annotated[
+    str,
+    StringConstraints(pattern=rf"^({_TEXT}\{{part\}})?{_TEXT}\{{module\}}{_TEXT}$", max_length=256),
+]
+"""A tensor name with ``{module}`` in it, and ``{part}`` before that where parts share a file."""
+
+OtherTemplate = Annotated[
+    str,
+    StringConstraints(pattern=rf"^({_TEXT}\{{part\}})?{_TEXT}\{{tensor\}}{_TEXT}$", max_length=256),
+]
+"""A tensor name with ``{tensor}`` in it, and ``{part}`` before that where parts share a file."""
+
+StoredDType = Literal[
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "uint8",
+    "float8_e4m3fn",
+    "float8_e5m2",
+]
+DimName = Literal["out", "in", "groups", "row_blocks", "column_blocks"]
+
+
+def _dim_type(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return "integer"
+    return "name" if isinstance(value, str) else None
+
+
+Dim = Annotated[
+    Annotated[Annotated[int, Field(ge=1)], Tag("integer")] | Annotated[DimName, Tag("name")],
+    Discriminator(_dim_type),
+]
+"""A dimension: a number, or a name that the plan knows the value of."""
+
+Shape = tuple[Dim, ...]
+
+
+class TensorTemplate(Model):
+    """One tensor of a module: what it is called, and what it holds."""
+
+    name: ModuleTemplate
+    """The name that is written, and looked for first."""
+
+    aliases: tuple[ModuleTemplate, ...] = ()
+    """Other names that are read."""
+
+    optional: bool = False
+    """Whether a module may do without it."""
+
+
+class CodesTemplate(TensorTemplate):
+    """The numbers of a weight, ``[out, in]``, in the dtype of the format."""
+
+
+class ScalesTemplate(TensorTemplate):
+    """The scales of a weight."""
+
+    dtypes: Annotated[tuple[StoredDType, ...], NonEmpty]
+    """The dtypes they may have."""
+
+    shapes: Annotated[dict[GranularityName, Annotated[tuple[Shape, ...], NonEmpty]], NonEmpty]
+    """For each granularity the shapes that are read; the first is written."""
+
+
+class SmoothingTemplate(TensorTemplate):
+    """Smoothing factors, ``[in]``."""
+
+    dtype: Literal["float32"]
+    """The dtype they have."""
+
+    activations: Literal["divide"]
+    """What a loader does to activations with them."""
+
+
+class ModuleTensors(Model):
+    """The tensors of one module in one format."""
+
+    weight: CodesTemplate
+    """The numbers, or their codes."""
+
+    weight_scale: ScalesTemplate | None = None
+    """Scales, for formats that have them."""
+
+    smoothing: SmoothingTemplate | None = None
+    """Smoothing factors that a loader applies to activations."""
+
+    bias: TensorTemplate | None = None
+    """The bias, in its own dtype."""
+
+    input_scale: TensorTemplate | None = None
+    """A static activation scale. It is recognised when read; nothing here writes one."""
+
+
+class OtherTensors(Model):
+    """Tensors that belong to no module."""
+
+    name: OtherTemplate
+    """What they are called."""
+
+
+class Holds(Model):
+    """What the layout has a place for, in one format."""
+
+    granularity: Annotated[tuple[GranularityName, ...], NonEmpty]
+    """The granularities it can say."""
+
+    smoothing: tuple[SmoothingPlacement, ...] = ()
+    """Where smoothing factors may live; a folded factor needs no place of its own."""
+
+    block_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """The one block size that granularity ``block`` stands for."""
+
+
+class LayoutModules(Model):
+    """For each format, the tensors a module in it has."""
+
+    plain: ModuleTensors
+    """A module without scales: protected, or passed through."""
+
+    int8: ModuleTensors | None = None
+    float8_e4m3fn: ModuleTensors | None = None
+    float8_e5m2: ModuleTensors | None = None
+
+
+class Layout(Model):
+    """How formats are laid out on disk: tensor names, dtypes, shapes and file metadata."""
+
+    schema_uri: Annotated[str, StringConstraints(max_length=1024)] | None = Field(
+        default=None, alias="$schema"
+    )
+    """For editors: this schema's URN or the relative path of a copy of it."""
+
+    kind: Literal["layout"]
+    version: VersionOne
+    name: Name
+    """What the layout is called."""
+
+    description: str | None = None
+    """Who reads and writes it."""
+
+    modules: LayoutModules
+    """The tensors of a module, for each format."""
+
+    others: OtherTensors
+    """Every other tensor."""
+
+    holds: dict[ScaledFormatName, Holds] = Field(default={})
+    """What it has a place for, beyond plain dtypes."""
+
+    metadata: dict[Annotated[str, NonEmpty], str] = Field(default={})
+    """Entries of the safetensors metadata of every file."""
+
+    markers: tuple[str, ...] = ()
+    """Tensors that only mark a file as one of this layout; they are read over, and not carried on."""

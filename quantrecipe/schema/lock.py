@@ -1,0 +1,143 @@
+"""The lock, version 1: the plan as it was carried out, with digests."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quantrecipe.schema.base import Model, Name, NonEmpty, PartName, Sha256, VersionOne
+from quantrecipe.schema.recipe import Recipe
+from quantrecipe.schema.schemes import DynamicActivation, PlainDType, SmoothQuant, Weight
+
+LOCK_VERSION = 1
+
+Role = Literal["weight", "weight_scale", "smoothing", "bias", "other"]
+Disposition = Literal["quantized", "protected", "passthrough"]
+
+
+class Tool(Model):
+    """A program and its version."""
+
+    name: Annotated[str, NonEmpty]
+    version: Annotated[str, NonEmpty]
+
+
+class SourceFile(Model):
+    """A file that was read."""
+
+    part: PartName
+    path: Annotated[str, NonEmpty]
+    """Below the source's root, with ``/``."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    header_sha256: Sha256
+    """Digest of the safetensors header, its length field included."""
+
+    sha256: Sha256 | None = None
+    """Digest of the whole file, where it was computed."""
+
+
+class OutputFile(Model):
+    """A file that was written."""
+
+    path: Annotated[str, NonEmpty]
+    """Below the output folder, with ``/``."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+
+class LockedTensor(Model):
+    """A tensor that was written."""
+
+    name: str
+    dtype: str
+    """As recipes name it."""
+
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    file: Annotated[str, NonEmpty]
+    offset: Annotated[int, Field(ge=0)]
+    """Of its first byte, from the start of the file."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    role: Role
+    sha256: Sha256
+    """Digest of its bytes."""
+
+
+class WeightError(Model):
+    """How far a stored weight is from its source, measured while writing it."""
+
+    sqnr_db: float | None
+    """Signal to quantization noise in decibels, two decimals; ``None``: no error at all."""
+
+    max_error_in_scales: Annotated[float, Field(ge=0.0)]
+    """The largest absolute error divided by the scale of its group."""
+
+
+class LockedModule(Model):
+    """A module as it was stored."""
+
+    part: PartName
+    name: str
+    """Its dotted name in the source."""
+
+    disposition: Disposition
+    weight: Weight
+    """How its weight is stored."""
+
+    activation: DynamicActivation | None = None
+    smoothing: SmoothQuant | None = None
+    scheme: Name | None = None
+    reason: str | None = None
+    tensors: dict[Role, LockedTensor]
+    """What it consists of, by role."""
+
+    error: WeightError | None = None
+    """Absent where nothing was rounded."""
+
+
+class LockedOther(Model):
+    """A tensor that belongs to no module."""
+
+    part: PartName
+    name: str
+    """Its name in the source."""
+
+    tensor: LockedTensor
+
+
+class Lock(Model):
+    """The plan as it was carried out; what a loader and an auditor trust."""
+
+    kind: Literal["lock"]
+    version: VersionOne
+    recipe: Recipe
+    """The recipe, whole."""
+
+    recipe_sha256: Sha256
+    """Digest of the recipe's canonical form (RFC 8785)."""
+
+    tool: Tool
+    converter: Tool
+    source: tuple[SourceFile, ...]
+    outputs: tuple[OutputFile, ...]
+    modules: tuple[LockedModule, ...]
+    others: tuple[LockedOther, ...]
+
+
+__all__ = [
+    "LOCK_VERSION",
+    "Disposition",
+    "Lock",
+    "LockedModule",
+    "LockedOther",
+    "LockedTensor",
+    "OutputFile",
+    "PlainDType",
+    "Role",
+    "SourceFile",
+    "Tool",
+    "WeightError",
+]

@@ -1,0 +1,200 @@
+"""The recipe, version 1."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, JsonValue, StringConstraints, Tag
+
+from quantrecipe.schema.base import (
+    Model,
+    ModulePattern,
+    Name,
+    NonEmpty,
+    PartName,
+    ReverseDns,
+    SourcePath,
+    TargetFile,
+    VersionOne,
+)
+from quantrecipe.schema.dtypes import PlainDType
+from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.schemes import Scheme
+
+RECIPE_VERSION = 1
+
+
+def json_type(value: Any) -> str | None:
+    """The discriminator of unions that are told apart by JSON type alone."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, int):
+        return "integer"
+    if isinstance(value, list | tuple):
+        return "array"
+    return "object" if isinstance(value, dict | Model) else None
+
+
+LayoutReference = Annotated[
+    Annotated[Name, Tag("string")] | Annotated[Layout, Tag("object")], Discriminator(json_type)
+]
+"""The name of a known layout, or a layout written out in place."""
+
+
+class CountRange(Model):
+    """How many modules an entry may take, when it is not one exact number."""
+
+    min: Annotated[int, Field(ge=0)] = 1
+    """The fewest modules; 0 says that taking none is fine."""
+
+    max: Annotated[int, Field(ge=0)] | None = None
+    """The most modules; absent: no limit."""
+
+
+Count = Annotated[
+    Annotated[Annotated[int, Field(ge=1)], Tag("integer")]
+    | Annotated[CountRange, Tag("object")],
+    Discriminator(json_type),
+]
+
+
+class Source(Model):
+    """Where the weights come from, and how they are laid out there."""
+
+    layout: LayoutReference
+    """How the source is laid out on disk."""
+
+    path: SourcePath | None = None
+    """A local source, relative to the recipe file."""
+
+    repo: (
+        Annotated[
+            str,
+            StringConstraints(
+                pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200
+            ),
+        ]
+        | None
+    ) = None
+    """A Hub repository, ``owner/name``."""
+
+    revision: (
+        Annotated[
+            str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)
+        ]
+        | None
+    ) = None
+    """A commit, tag or branch of ``repo``; a commit is the only one that never moves."""
+
+    parts: Annotated[dict[PartName, SourcePath], NonEmpty] = Field(default={"model": "."})
+    """Part name to file, folder or glob under the source's root."""
+
+
+class _Selection(Model):
+    modules: Annotated[tuple[ModulePattern, ...], NonEmpty]
+    """Module patterns: exact names, globs on dotted names (``*`` one segment, ``**`` any number,
+    ``{a,b}``, ``{0..33}``), or ``re:`` and a regular expression that matches the whole name."""
+
+    parts: Annotated[tuple[PartName, ...], NonEmpty] | None = None
+    """The parts it holds for; absent: all."""
+
+    count: Count | None = None
+    """How many modules it must take, over all its parts; absent: at least one."""
+
+
+class Rule(_Selection):
+    """Gives a scheme to the modules it matches; the first rule that matches a module takes it."""
+
+    scheme: Name
+    """A key of ``schemes``."""
+
+
+class Protected(_Selection):
+    """Keeps the modules it matches in a plain dtype, on purpose. Looked at before any rule."""
+
+    dtype: PlainDType
+    """The dtype their weights are kept in."""
+
+    reason: Annotated[str, NonEmpty]
+    """Why; it goes into the plan, the lock and the model card."""
+
+
+class Target(Model):
+    """What is written, and how it is laid out."""
+
+    layout: LayoutReference
+    """How the output is laid out on disk."""
+
+    file: TargetFile = "model.safetensors"
+    """The output file, when all parts go into one."""
+
+    parts: Annotated[dict[PartName, TargetFile], NonEmpty] | None = None
+    """Part name to output file, when parts go into files of their own; takes the place of ``file``."""
+
+    passthrough_dtype: PlainDType | Literal["keep"] = "bfloat16"
+    """What a module that the source holds quantized, and that nothing matches, is dequantized to;
+    ``keep`` passes its stored format on."""
+
+    max_shard_size: (
+        Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,11}(B|KB|MB|GB|TB)$")] | None
+    ) = None
+    """The most bytes of tensors in one file (decimal units); more go into numbered shards with an
+    index. A tensor that is larger by itself gets a shard of its own."""
+
+
+class Bounds(Model):
+    """What the result must hold to; a conversion that misses one publishes nothing."""
+
+    min_weight_sqnr_db: Annotated[float, Field(ge=0.0, le=400.0)] | None = None
+    """The least signal-to-quantization-noise ratio of any quantized module's weight, in decibels:
+    ``10 log10(sum w^2 / sum (w - w_hat)^2)``."""
+
+
+class Extension(Model):
+    """Something this schema does not know, under a reverse-DNS key of its owner."""
+
+    must_understand: bool
+    """Whether a tool that does not know the key has to refuse the recipe."""
+
+    value: JsonValue = None
+    """Whatever its owner puts there."""
+
+
+class Recipe(Model):
+    """What goes in, how each module is quantized, which are protected, and how the result is stored."""
+
+    schema_uri: Annotated[str, StringConstraints(max_length=1024)] | None = Field(
+        default=None, alias="$schema"
+    )
+    """For editors: this schema's URN or the relative path of a copy of it."""
+
+    kind: Literal["recipe"]
+    version: VersionOne
+    name: Name
+    """What the recipe is called."""
+
+    description: str | None = None
+    """For people; no tool reads it."""
+
+    source: Source
+    """Where the weights come from."""
+
+    schemes: dict[Name, Scheme]
+    """The ways of quantizing that rules choose from, by name."""
+
+    rules: tuple[Rule, ...]
+    """In order: the first that matches a module takes it."""
+
+    protected: tuple[Protected, ...] = ()
+    """Looked at before any rule."""
+
+    target: Target
+    """What is written."""
+
+    bounds: Bounds = Bounds()
+    """What the result must hold to."""
+
+    extensions: dict[ReverseDns, Extension] = Field(default={})
+    """What this schema does not know."""

@@ -1,0 +1,195 @@
+"""Schemes: a weight format, an activation format and smoothing, each chosen by its tags.
+
+A weight format knows what it stores (the dtype of its codes, the grid of its scales), because the
+plan needs that from headers alone. How numbers become codes lives in ``quantrecipe.formats``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field
+
+from quantrecipe.schema.base import Model, SourcePath, Yes
+from quantrecipe.schema.dtypes import PlainDType
+
+Float8Name = Literal["float8_e4m3fn", "float8_e5m2"]
+ScaleDType = Literal["float32", "float16", "bfloat16"]
+GranularityName = Literal["tensor", "channel", "group", "block"]
+FormatName = Literal[
+    "float64", "float32", "float16", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2"
+]
+ScaledFormatName = Literal["int8", "float8_e4m3fn", "float8_e5m2"]
+SmoothingPlacement = Literal["online", "fold"]
+
+
+class Absmax(Model):
+    """Scale from the absolute maximum of the scaling group: ``stored(amax / largest code)``."""
+
+    kind: Literal["absmax"]
+
+
+class PlainWeight(Model):
+    """Numbers without a scale, rounded to nearest, ties to even."""
+
+    format: PlainDType
+    """The dtype that is stored."""
+
+    def refuses(self, out_features: int, in_features: int) -> str | None:
+        """``None``: a plain weight takes every shape."""
+        return None
+
+
+class ScaledWeight(Model):
+    """What every format with codes and scales shares."""
+
+    scale_dtype: ScaleDType = "float32"
+    """The dtype scales are stored in; codes are computed from the stored scale."""
+
+    quantizer: Absmax = Absmax(kind="absmax")
+    """How scales are chosen. It never changes what a reader must know."""
+
+    def scale_grid(self, out_features: int, in_features: int) -> tuple[int, int]:
+        """Scales along out and in: the scale of ``w[o, i]`` is ``grid[o // rows, i // columns]``."""
+        rows, columns = self.group_shape(out_features, in_features)
+        return -(-out_features // rows), -(-in_features // columns)
+
+    def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        """Rows and columns of the weight that share one scale."""
+        raise NotImplementedError
+
+    def refuses(self, out_features: int, in_features: int) -> str | None:
+        """Why a weight of this shape cannot be stored so, or ``None``."""
+        return None
+
+
+class _Tensor(ScaledWeight):
+    granularity: Literal["tensor"]
+    """One scale for the whole weight."""
+
+    def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        return out_features, in_features
+
+
+class _Channel(ScaledWeight):
+    granularity: Literal["channel"]
+    """One scale for each output channel (each row)."""
+
+    def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        return 1, in_features
+
+
+class _Int8(Model):
+    format: Literal["int8"]
+    """Signed 8-bit codes in [-127, 127]."""
+
+    symmetric: Yes = True
+    """Zero is code 0; there is no zero point."""
+
+
+class Int8Tensor(_Int8, _Tensor):
+    """int8, one scale for the weight."""
+
+
+class Int8Channel(_Int8, _Channel):
+    """int8, one scale for each output channel."""
+
+
+class Int8Group(_Int8, ScaledWeight):
+    """int8, one scale for each run of ``group_size`` input columns in a row."""
+
+    granularity: Literal["group"]
+    """One scale for each group of columns in each row."""
+
+    group_size: Annotated[int, Field(ge=1, le=1 << 20)]
+    """Columns that share a scale; divides the number of input features."""
+
+    def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        return 1, self.group_size
+
+    def refuses(self, out_features: int, in_features: int) -> str | None:
+        if in_features % self.group_size:
+            return f"its {in_features} input features are no multiple of group_size {self.group_size}"
+        return None
+
+
+class _Float8(Model):
+    format: Float8Name
+    """8-bit floating-point codes, clamped to the largest finite value before the cast."""
+
+
+class Float8Tensor(_Float8, _Tensor):
+    """fp8, one scale for the weight."""
+
+
+class Float8Channel(_Float8, _Channel):
+    """fp8, one scale for each output channel."""
+
+
+class Float8Block(_Float8, ScaledWeight):
+    """fp8, one scale for each block; blocks at the edges may be smaller."""
+
+    granularity: Literal["block"]
+    """One scale for each block of rows and columns."""
+
+    block_size: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1 << 20)], Annotated[int, Field(ge=1, le=1 << 20)]],
+        Field(examples=[[128, 128]]),
+    ]
+    """Rows and columns of a block."""
+
+    def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        return self.block_size
+
+
+Int8Weight = Annotated[Int8Tensor | Int8Channel | Int8Group, Discriminator("granularity")]
+Float8Weight = Annotated[Float8Tensor | Float8Channel | Float8Block, Discriminator("granularity")]
+Weight = Annotated[PlainWeight | Int8Weight | Float8Weight, Discriminator("format")]
+AnyWeight = PlainWeight | ScaledWeight
+
+
+class DynamicActivation(Model):
+    """Activations quantized at run time from the values of each call."""
+
+    format: Literal["int8", "float8_e4m3fn"]
+    """The format of the activation codes."""
+
+    granularity: Literal["token", "tensor"]
+    """One scale for each token (each row of the input) or one for the whole input."""
+
+    dynamic: Yes
+    """Scales are computed at run time; nothing is stored."""
+
+    symmetric: Yes = True
+    """Zero is code 0; there is no zero point."""
+
+
+class SmoothQuant(Model):
+    """Per-input-channel factors ``max|X_j|^alpha / max|W_j|^(1 - alpha)`` (arXiv 2211.10438, eq. 4)."""
+
+    kind: Literal["smoothquant"]
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)]
+    """How much of the difficulty moves from activations (1) to weights (0)."""
+
+    apply: SmoothingPlacement
+    """``online``: the loader divides activations by the stored factors. ``fold``: they go into the
+    weights upstream."""
+
+    statistics: SourcePath
+    """The statistics file with the measured input maxima, relative to the recipe."""
+
+
+class Scheme(Model):
+    """A weight format, with an activation format and smoothing where there are any."""
+
+    weight: Weight
+    """How weights are stored."""
+
+    activation: DynamicActivation | None = None
+    """How activations are quantized at run time; absent: they are not."""
+
+    smoothing: SmoothQuant | None = None
+    """Factors that move outliers from activations to weights; absent: none."""
+
+    description: str | None = None
+    """For people; no tool reads it."""
