@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
-# A path segment that is neither "." nor ".." and holds no separator, drive colon or control character.
+# Neither "." nor "..", without separators, a drive's colon or control characters.
 _SEGMENT = r"\.?[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]*"
 _FILE_SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_TEXT = r"[^{}\x00-\x1f\x7f]*"
+
+NAME: Final = r"^[a-z0-9]+([._-][a-z0-9]+)*$"
+PART_NAME: Final = r"^[a-z][a-z0-9_]*$"
+SHA256: Final = r"^[0-9a-f]{64}$"
+REVERSE_DNS: Final = r"^[a-z][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)+$"
+SOURCE_PATH: Final = rf"^(\.|{_SEGMENT}(/{_SEGMENT})*)$"
+TARGET_FILE: Final = rf"^({_FILE_SEGMENT}/)*[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors$"
+REPOSITORY: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
+REVISION: Final = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
+BYTE_SIZE: Final = r"^[1-9][0-9]{0,11}(B|KB|MB|GB|TB)$"
+MODULE_TEMPLATE: Final = rf"^({_TEXT}\{{part\}})?{_TEXT}\{{module\}}{_TEXT}$"
+OTHER_TEMPLATE: Final = rf"^({_TEXT}\{{part\}})?{_TEXT}\{{tensor\}}{_TEXT}$"
+
+PATTERN_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        NAME: "lower-case letters and digits, with single '.', '_' or '-' between them",
+        PART_NAME: "a lower-case letter, then lower-case letters, digits and '_'",
+        SHA256: "64 lower-case hexadecimal digits",
+        REVERSE_DNS: "a reversed domain name of its owner, as in 'com.example.feature'",
+        SOURCE_PATH: "'.', or a relative path with '/' between segments and no '..'",
+        TARGET_FILE: "a relative path of letters, digits, '_', '-' and '.', ending in .safetensors",
+        REPOSITORY: "owner/name, of letters, digits, '.', '_' and '-'",
+        REVISION: "a commit, tag or branch: letters, digits, '.', '_', '-' and '/'",
+        BYTE_SIZE: "a whole number and B, KB, MB, GB or TB, as in '5GB'",
+        MODULE_TEMPLATE: "text with {module} in it once, and {part} before that or not at all",
+        OTHER_TEMPLATE: "text with {tensor} in it once, and {part} before that or not at all",
+    }
+)
+"""What each pattern asks for, in words that follow ``expected``."""
 
 
 class Model(BaseModel):
@@ -35,7 +67,8 @@ def _exactly(kind: type, expected: str) -> BeforeValidator:
 
     def check(value: Any) -> Any:
         if type(value) is not kind:
-            raise PydanticCustomError("literal_error", f"Input should be {expected}")
+            message = "Input should be {expected}"
+            raise PydanticCustomError("literal_error", message, {"expected": expected})
         return value
 
     return BeforeValidator(check)
@@ -45,28 +78,20 @@ VersionOne = Annotated[Literal[1], _exactly(int, "1")]
 Yes = Annotated[Literal[True], _exactly(bool, "true")]
 
 
-Name = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", min_length=1, max_length=128)
-]
-PartName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", min_length=1, max_length=64)
-]
+Name = Annotated[str, StringConstraints(pattern=NAME, min_length=1, max_length=128)]
+PartName = Annotated[str, StringConstraints(pattern=PART_NAME, min_length=1, max_length=64)]
 ModulePattern = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
 ReverseDns = Annotated[
     str,
-    StringConstraints(pattern=r"^[a-z][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)+$", max_length=128),
+    StringConstraints(pattern=REVERSE_DNS, max_length=128),
 ]
-SourcePath = Annotated[
-    str, StringConstraints(pattern=rf"^(\.|{_SEGMENT}(/{_SEGMENT})*)$", max_length=1024)
-]
+SourcePath = Annotated[str, StringConstraints(pattern=SOURCE_PATH, max_length=1024)]
 """A file, folder or glob below a root: relative, without ``..``, with ``/`` between segments."""
 
 TargetFile = Annotated[
     str,
-    StringConstraints(
-        pattern=rf"^({_FILE_SEGMENT}/)*[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors$", max_length=255
-    ),
+    StringConstraints(pattern=TARGET_FILE, max_length=255),
 ]
 """A safetensors file below the output folder."""
 

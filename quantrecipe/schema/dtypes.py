@@ -36,6 +36,8 @@ _RANKED: Final = (
     DType("float8_e5m2", "F8_E5M2", 8),
     DType("float8_e4m3fn", "F8_E4M3", 8),
     DType("float8_e8m0fnu", "F8_E8M0", 8),
+    DType("float8_e4m3fnuz", "F8_E4M3FNUZ", 8),
+    DType("float8_e5m2fnuz", "F8_E5M2FNUZ", 8),
     DType("int16", "I16", 16),
     DType("uint16", "U16", 16),
     DType("float16", "F16", 16),

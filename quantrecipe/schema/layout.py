@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag
 
-from quantrecipe.schema.base import Model, Name, NonEmpty, VersionOne
+from quantrecipe.schema.base import (
+    MODULE_TEMPLATE,
+    OTHER_TEMPLATE,
+    Model,
+    Name,
+    NonEmpty,
+    VersionOne,
+)
 from quantrecipe.schema.schemes import (
     GranularityName,
     ScaledFormatName,
@@ -15,16 +22,15 @@ from quantrecipe.schema.schemes import (
 
 LAYOUT_VERSION = 1
 
-_TEXT = r"[^{}\x00-\x1f\x7f]*"
 ModuleTemplate = Annotated[
     str,
-    StringConstraints(pattern=rf"^({_TEXT}\{{part\}})?{_TEXT}\{{module\}}{_TEXT}$", max_length=256),
+    StringConstraints(pattern=MODULE_TEMPLATE, max_length=256),
 ]
 """A tensor name with ``{module}`` in it, and ``{part}`` before that where parts share a file."""
 
 OtherTemplate = Annotated[
     str,
-    StringConstraints(pattern=rf"^({_TEXT}\{{part\}})?{_TEXT}\{{tensor\}}{_TEXT}$", max_length=256),
+    StringConstraints(pattern=OTHER_TEMPLATE, max_length=256),
 ]
 """A tensor name with ``{tensor}`` in it, and ``{part}`` before that where parts share a file."""
 
@@ -174,4 +180,4 @@ class Layout(Model):
     """Entries of the safetensors metadata of every file."""
 
     markers: tuple[str, ...] = ()
-    """Tensors that only mark a file as one of this layout; they are read over, and not carried on."""
+    """Tensors that only mark a file as one of this layout; read over, and not carried on."""

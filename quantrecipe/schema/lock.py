@@ -8,9 +8,10 @@ from pydantic import Field
 
 from quantrecipe.schema.base import Model, Name, NonEmpty, PartName, Sha256, VersionOne
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.schemes import DynamicActivation, PlainDType, SmoothQuant, Weight
+from quantrecipe.schema.schemes import DynamicActivation, SmoothQuant, Weight
 
 LOCK_VERSION = 1
+LOCK_NAME = "recipe.lock.json"
 
 Role = Literal["weight", "weight_scale", "smoothing", "bias", "other"]
 Disposition = Literal["quantized", "protected", "passthrough"]
@@ -128,6 +129,7 @@ class Lock(Model):
 
 
 __all__ = [
+    "LOCK_NAME",
     "LOCK_VERSION",
     "Disposition",
     "Lock",
@@ -135,7 +137,6 @@ __all__ = [
     "LockedOther",
     "LockedTensor",
     "OutputFile",
-    "PlainDType",
     "Role",
     "SourceFile",
     "Tool",

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, JsonValue, StringConstraints, Tag
 
 from quantrecipe.schema.base import (
+    BYTE_SIZE,
+    REPOSITORY,
+    REVISION,
     Model,
     ModulePattern,
     Name,
@@ -54,8 +57,7 @@ class CountRange(Model):
 
 
 Count = Annotated[
-    Annotated[Annotated[int, Field(ge=1)], Tag("integer")]
-    | Annotated[CountRange, Tag("object")],
+    Annotated[Annotated[int, Field(ge=1)], Tag("integer")] | Annotated[CountRange, Tag("object")],
     Discriminator(json_type),
 ]
 
@@ -72,20 +74,13 @@ class Source(Model):
     repo: (
         Annotated[
             str,
-            StringConstraints(
-                pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200
-            ),
+            StringConstraints(pattern=REPOSITORY, max_length=200),
         ]
         | None
     ) = None
     """A Hub repository, ``owner/name``."""
 
-    revision: (
-        Annotated[
-            str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)
-        ]
-        | None
-    ) = None
+    revision: Annotated[str, StringConstraints(pattern=REVISION, max_length=200)] | None = None
     """A commit, tag or branch of ``repo``; a commit is the only one that never moves."""
 
     parts: Annotated[dict[PartName, SourcePath], NonEmpty] = Field(default={"model": "."})
@@ -131,15 +126,13 @@ class Target(Model):
     """The output file, when all parts go into one."""
 
     parts: Annotated[dict[PartName, TargetFile], NonEmpty] | None = None
-    """Part name to output file, when parts go into files of their own; takes the place of ``file``."""
+    """Part name to output file, when each part goes into its own; in place of ``file``."""
 
     passthrough_dtype: PlainDType | Literal["keep"] = "bfloat16"
     """What a module that the source holds quantized, and that nothing matches, is dequantized to;
     ``keep`` passes its stored format on."""
 
-    max_shard_size: (
-        Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,11}(B|KB|MB|GB|TB)$")] | None
-    ) = None
+    max_shard_size: Annotated[str, StringConstraints(pattern=BYTE_SIZE)] | None = None
     """The most bytes of tensors in one file (decimal units); more go into numbered shards with an
     index. A tensor that is larger by itself gets a shard of its own."""
 
@@ -163,7 +156,7 @@ class Extension(Model):
 
 
 class Recipe(Model):
-    """What goes in, how each module is quantized, which are protected, and how the result is stored."""
+    """What goes in, how each module is quantized, what is protected, and how all is stored."""
 
     schema_uri: Annotated[str, StringConstraints(max_length=1024)] | None = Field(
         default=None, alias="$schema"

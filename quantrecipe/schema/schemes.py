@@ -43,6 +43,12 @@ class PlainWeight(Model):
 class ScaledWeight(Model):
     """What every format with codes and scales shares."""
 
+    format: ScaledFormatName
+    """The format of the codes."""
+
+    granularity: GranularityName
+    """How many numbers share one scale."""
+
     scale_dtype: ScaleDType = "float32"
     """The dtype scales are stored in; codes are computed from the stored scale."""
 
@@ -109,7 +115,9 @@ class Int8Group(_Int8, ScaledWeight):
 
     def refuses(self, out_features: int, in_features: int) -> str | None:
         if in_features % self.group_size:
-            return f"its {in_features} input features are no multiple of group_size {self.group_size}"
+            return (
+                f"its {in_features} input features are no multiple of group_size {self.group_size}"
+            )
         return None
 
 
@@ -145,7 +153,8 @@ class Float8Block(_Float8, ScaledWeight):
 Int8Weight = Annotated[Int8Tensor | Int8Channel | Int8Group, Discriminator("granularity")]
 Float8Weight = Annotated[Float8Tensor | Float8Channel | Float8Block, Discriminator("granularity")]
 Weight = Annotated[PlainWeight | Int8Weight | Float8Weight, Discriminator("format")]
-AnyWeight = PlainWeight | ScaledWeight
+AnyScaledWeight = Int8Tensor | Int8Channel | Int8Group | Float8Tensor | Float8Channel | Float8Block
+AnyWeight = PlainWeight | AnyScaledWeight
 
 
 class DynamicActivation(Model):

@@ -1,0 +1,213 @@
+"""Reading and judging the header of a safetensors file.
+
+A file is: the header's length (8 bytes, little-endian, unsigned); a JSON object that maps each
+tensor's name to its ``dtype``, ``shape`` and ``data_offsets`` (two byte positions after the header,
+the end exclusive), with an optional ``__metadata__`` of strings; then the tensors, without a hole
+or an overlap. Everything that the safetensors library refuses is refused here, and duplicate keys
+and unknown fields on top.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from quantrecipe.checkpoint.entries import Entry, check_coverage, read_entry, read_metadata
+from quantrecipe.checkpoint.errors import SourceError
+from quantrecipe.checkpoint.foreign import ONLY_SAFETENSORS, recognise
+from quantrecipe.checkpoint.scan import ScanError, Scanner
+from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
+
+MAX_HEADER_BYTES: Final = 100_000_000
+LENGTH_BYTES: Final = 8
+_MOST_PROBLEMS: Final = 20
+_MAGIC_BYTES: Final = 64
+
+
+def read_header(path: Path, relative: str | None = None) -> SourceFileInfo:
+    """Read what a safetensors file says about itself; none of its tensors is touched.
+
+    Args:
+        path: the file; a symlink to one is fine.
+        relative: its path below the source's root, with ``/``; the file's name if left out.
+
+    Returns:
+        Sizes and offsets in bytes, offsets from the start of the file, tensors in offset order.
+
+    Raises:
+        InvalidInput: it is missing, no safetensors file, or a malformed one, with every problem
+            found (at most 20, then a count).
+        SourceError: it is there and cannot be read.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise _refuse(path, "not-a-file", f"is {what}", "Name a .safetensors file.")
+        with path.open("rb", buffering=0) as file:
+            return _read(file, path, relative if relative is not None else path.name)
+    except (FileNotFoundError, NotADirectoryError):
+        hint = "It is a symlink whose target is gone." if path.is_symlink() else None
+        raise _refuse(path, "missing-file", "there is no such file", hint) from None
+    except OSError as error:
+        raise SourceError(path, error) from error
+
+
+def read_exactly(file: FileIO, count: int) -> bytearray:
+    """``count`` bytes, or fewer if the file ends before."""
+    buffer = bytearray(count)
+    view = memoryview(buffer)
+    done = 0
+    while done < count:
+        got = file.readinto(view[done:])
+        if not got:
+            view.release()
+            return buffer[:done]
+        done += got
+    return buffer
+
+
+def _read(file: FileIO, path: Path, relative: str) -> SourceFileInfo:
+    status = os.fstat(file.fileno())
+    header = _header_bytes(file, path, status.st_size)
+    try:
+        text = header[LENGTH_BYTES:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _refuse(
+            path, "header-not-json", f"the header is not UTF-8 text: {error.reason}"
+        ) from None
+    entries, metadata, problems = _parse(text, path)
+    payload = status.st_size - len(header)
+    entries.sort(key=lambda entry: (entry.begin, entry.end, entry.name))
+    if not problems:
+        problems = check_coverage(entries, payload, path)
+    if problems:
+        raise InvalidInput(_limited(problems, path))
+    tensors = {
+        entry.name: TensorInfo(
+            name=entry.name,
+            dtype=entry.dtype,
+            shape=entry.shape,
+            file=path,
+            offset=len(header) + entry.begin,
+            nbytes=entry.end - entry.begin,
+        )
+        for entry in entries
+    }
+    return SourceFileInfo(
+        path=path,
+        relative=relative,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        header_sha256=hashlib.sha256(header).hexdigest(),
+        metadata=metadata,
+        tensors=tensors,
+    )
+
+
+def _header_bytes(file: FileIO, path: Path, size: int) -> bytearray:
+    """The length field and the header, after the length was held against the file's size."""
+    if size == 0:
+        raise _refuse(
+            path, "empty-file", "is empty", "The download or the copy went wrong: fetch it again."
+        )
+    start = bytes(read_exactly(file, min(size, _MAGIC_BYTES)))
+    if size < LENGTH_BYTES:
+        raise _not_safetensors(
+            path, start, "truncated-file", f"has {size} bytes; a length field alone has 8"
+        )
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    if length > MAX_HEADER_BYTES:
+        raise _not_safetensors(
+            path,
+            start,
+            "header-too-large",
+            f"claims a header of {length:,} bytes; the format allows {MAX_HEADER_BYTES:,}",
+        )
+    if length > size - LENGTH_BYTES:
+        raise _not_safetensors(
+            path,
+            start,
+            "truncated-file",
+            f"claims a header of {length:,} bytes, and has {size - LENGTH_BYTES:,} after its "
+            "length field",
+        )
+    if start[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{" or length == 0:
+        raise _not_safetensors(path, start, "header-not-json", "the header does not begin with '{'")
+    file.seek(0)
+    header = read_exactly(file, LENGTH_BYTES + length)
+    if len(header) < LENGTH_BYTES + length:
+        raise _refuse(path, "truncated-file", "became shorter while it was read")
+    return header
+
+
+def _parse(text: str, path: Path) -> tuple[list[Entry], dict[str, str], list[Problem]]:
+    entries: list[Entry] = []
+    metadata: dict[str, str] = {}
+    problems: list[Problem] = []
+    names: set[str] = set()
+    scanner = Scanner(text)
+    name = None
+    try:
+        for name in scanner.members():
+            if name in names:
+                problems.append(_duplicate(path, name))
+            names.add(name)
+            if name == "__metadata__":
+                metadata = read_metadata(scanner, path, problems)
+                continue
+            entry = read_entry(scanner, name, path, problems)
+            if entry is not None:
+                entries.append(entry)
+        scanner.end()
+    except ScanError as error:
+        # What follows a break cannot be told apart from what belongs to it.
+        problems.append(
+            Problem(
+                kind=error.kind,
+                message=f"at character {error.position:,} of the header: {error}",
+                file=str(path),
+                tensor=name if error.kind == "bad-tensor-entry" else None,
+            )
+        )
+    return entries, metadata, problems
+
+
+def _duplicate(path: Path, name: str) -> Problem:
+    return Problem(
+        kind="duplicate-key",
+        message="the header names it twice, and readers differ in which one they take",
+        file=str(path),
+        tensor=name,
+    )
+
+
+def _limited(problems: list[Problem], path: Path) -> list[Problem]:
+    more = len(problems) - _MOST_PROBLEMS
+    if more <= 0:
+        return problems
+    rest = Problem(kind="more-problems", message=f"and {more:,} more problems", file=str(path))
+    return [*problems[:_MOST_PROBLEMS], rest]
+
+
+def _refuse(path: Path, kind: str, message: str, hint: str | None = None) -> InvalidInput:
+    return InvalidInput(Problem(kind=kind, message=message, hint=hint, file=str(path)))
+
+
+def _not_safetensors(path: Path, start: bytes, kind: str, message: str) -> InvalidInput:
+    known = recognise(start)
+    if known is None:
+        return _refuse(
+            path,
+            kind,
+            message,
+            "It is damaged, incomplete, or not a safetensors file: fetch it again. "
+            + ONLY_SAFETENSORS,
+        )
+    what, hint = known
+    return _refuse(path, "not-safetensors", f"is {what}", hint)

@@ -1,0 +1,50 @@
+"""The command line: thin commands over the rooms below, each loaded when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final
+
+import click
+
+from quantrecipe import __version__
+from quantrecipe.cli.running import run
+
+COMMANDS: Final = {
+    "convert": "quantrecipe.cli.convert:convert",
+    "validate": "quantrecipe.cli.validate:validate",
+    "inspect": "quantrecipe.cli.inspect:inspect",
+    "schema": "quantrecipe.cli.schema_command:schema",
+    "migrate": "quantrecipe.cli.migrate:migrate",
+    "recipes": "quantrecipe.cli.listings:recipes",
+    "layouts": "quantrecipe.cli.listings:layouts",
+    "formats": "quantrecipe.cli.listings:formats",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module only when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="quantrecipe")
+def cli() -> None:
+    """Quantize checkpoints by recipe, and check what comes out."""
+
+
+def main() -> None:
+    """The console script ``quantrecipe``."""
+    run(cli)
+
+
+__all__ = ["COMMANDS", "cli", "main"]

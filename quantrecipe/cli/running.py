@@ -1,0 +1,64 @@
+"""Running a command: what goes to which stream, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from quantrecipe.schema.problems import InvalidInput, QuantrecipeError
+
+FAILURE, INTERRUPTED = 3, 130
+SHOWN = 20
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run a command and leave the process.
+
+    0 fine; 1 a recipe, checkpoint or bound does not hold; 2 usage; 3 I/O or internal failure; 130
+    interrupted.
+    """
+    try:
+        code = command.main(standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        code = leaving.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code if isinstance(error, click.UsageError) else FAILURE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        code = INTERRUPTED
+    except QuantrecipeError as error:
+        report(error)
+        code = error.exit_code
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python would complain once more while closing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILURE
+    except OSError as error:
+        click.echo(f"error: {error}", err=True)
+        code = FAILURE
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def report(error: QuantrecipeError, *, as_json: bool = False) -> None:
+    """Say what is wrong: for people on stderr, for machines on stdout."""
+    if as_json:
+        problems = (
+            [problem.as_dict() for problem in error.problems]
+            if isinstance(error, InvalidInput)
+            else [{"kind": "failure", "message": str(error)}]
+        )
+        click.echo(json.dumps({"problems": problems}, indent=2))
+        return
+    if not isinstance(error, InvalidInput):
+        click.echo(f"error: {error}", err=True)
+        return
+    for problem in error.problems[:SHOWN]:
+        click.echo(f"error: {problem}", err=True)
+    if len(error.problems) > SHOWN:
+        click.echo(f"... and {len(error.problems) - SHOWN} more (--json shows all)", err=True)
+

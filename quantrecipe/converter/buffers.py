@@ -1,0 +1,29 @@
+"""Reused memory: one stretch of bytes for each purpose, grown once, viewed as tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+class Buffers:
+    """Scratch memory by purpose. A view is valid until the same purpose is asked for again."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[str, Tensor] = {}
+
+    def view(self, purpose: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor of ``shape`` and ``dtype`` in the memory kept for ``purpose``."""
+        count = dtype.itemsize
+        for dim in shape:
+            count *= dim
+        kept = self._bytes.get(purpose)
+        if kept is None or kept.numel() < count:
+            kept = torch.empty(count, dtype=torch.uint8)
+            self._bytes[purpose] = kept
+        return kept[:count].view(dtype).view(shape)
+
+
+def as_memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without a copy."""
+    flat = tensor.reshape(-1).view(torch.uint8)
+    return flat.numpy().data

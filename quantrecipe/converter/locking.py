@@ -1,0 +1,100 @@
+"""From a plan carried out to its lock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from quantrecipe import __version__
+from quantrecipe.converter.protocol import Converter, ModuleResult
+from quantrecipe.schema.lock import (
+    Lock,
+    LockedModule,
+    LockedOther,
+    LockedTensor,
+    OutputFile,
+    Role,
+    SourceFile,
+    Tool,
+)
+from quantrecipe.schema.plan import Plan, PlannedModule, PlannedTensor
+
+if TYPE_CHECKING:
+    from typing import Any
+
+Digests = Mapping[tuple[str, str], str]
+
+
+def make_lock(
+    plan: Plan,
+    converter: Converter,
+    results: tuple[ModuleResult, ...],
+    digests: Digests,
+    outputs: tuple[OutputFile, ...],
+) -> Lock:
+    """The lock of a plan that was carried out; a pure function of what it is given."""
+    errors = {(result.part, result.name): result.error for result in results}
+    return Lock(
+        kind="lock",
+        version=1,
+        recipe=plan.recipe,
+        recipe_sha256=plan.recipe_sha256,
+        tool=Tool(name="quantrecipe", version=__version__),
+        converter=Tool(name=converter.name, version=converter.version),
+        source=tuple(
+            SourceFile(
+                part=part.name,
+                path=file.relative,
+                bytes=file.size,
+                header_sha256=file.header_sha256,
+            )
+            for part in plan.parts
+            for file in part.files
+        ),
+        outputs=outputs,
+        modules=tuple(
+            _locked_module(module, digests, error=errors[module.part, module.name])
+            for module in plan.modules
+        ),
+        others=tuple(
+            LockedOther(
+                part=other.part,
+                name=other.name,
+                tensor=_locked_tensor(other.output, "other", digests),
+            )
+            for other in plan.others
+        ),
+    )
+
+
+def _locked_module(module: PlannedModule, digests: Digests, **measured: Any) -> LockedModule:
+    optional: dict[str, Any] = {
+        "activation": module.activation,
+        "smoothing": module.smoothing,
+        "scheme": module.scheme,
+        "reason": module.reason,
+        **measured,
+    }
+    return LockedModule(
+        part=module.part,
+        name=module.name,
+        disposition=module.disposition,
+        weight=module.weight,
+        tensors={
+            role: _locked_tensor(tensor, role, digests) for role, tensor in module.outputs.items()
+        },
+        **{key: value for key, value in optional.items() if value is not None},
+    )
+
+
+def _locked_tensor(tensor: PlannedTensor, role: Role, digests: Digests) -> LockedTensor:
+    return LockedTensor(
+        name=tensor.name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        file=tensor.file,
+        offset=tensor.offset,
+        bytes=tensor.nbytes,
+        role=role,
+        sha256=digests[tensor.file, tensor.name],
+    )

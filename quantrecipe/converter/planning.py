@@ -1,0 +1,155 @@
+"""From a recipe and a place on disk to a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantrecipe.checkpoint import open_parts, read_header
+from quantrecipe.converter.selection import check_capabilities, find_converter
+from quantrecipe.schema.plan import Plan
+from quantrecipe.schema.planning import make_plan
+from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.recipe import Recipe
+from quantrecipe.schema.registry import recipe_text
+from quantrecipe.schema.statistics import STATISTICS_KEY
+from quantrecipe.schema.validation import load_recipe, parse_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRecipe:
+    """A recipe, and the folder that relative paths in it start from."""
+
+    recipe: Recipe
+    folder: Path
+
+
+RecipeLike = Recipe | OpenRecipe | Path | str
+
+
+def open_recipe(recipe: RecipeLike) -> OpenRecipe:
+    """Read a recipe from a file or by its built-in name.
+
+    Raises:
+        InvalidInput: it cannot be read, or does not hold to the schema.
+    """
+    if isinstance(recipe, OpenRecipe):
+        return recipe
+    if isinstance(recipe, Recipe):
+        return OpenRecipe(recipe, Path.cwd())
+    path = Path(recipe)
+    if path.suffix not in (".json", ".yaml", ".yml") and not path.exists():
+        return OpenRecipe(parse_recipe(recipe_text(str(recipe)), f"recipe {recipe}"), Path.cwd())
+    return OpenRecipe(load_recipe(path), path.parent)
+
+
+def plan(
+    recipe: RecipeLike, source: Path | str | None = None, *, converter: str = "streaming"
+) -> Plan:
+    """Resolve a recipe against the headers of its source; not one weight is read.
+
+    Args:
+        recipe: a ``Recipe``, or the path or built-in name of one.
+        source: the root of the source, or one safetensors file; ``None``: where the recipe says.
+        converter: who shall carry it out; what it cannot do is refused here.
+
+    Raises:
+        InvalidInput: with every problem found.
+    """
+    loaded = open_recipe(recipe)
+    check_capabilities(loaded.recipe, find_converter(converter))
+    root = _source_root(loaded, source)
+    parts = open_parts(root, loaded.recipe.source.parts)
+    planned = make_plan(loaded.recipe, parts, _statistics_path(loaded))
+    _check_statistics(planned)
+    return planned
+
+
+def _source_root(loaded: OpenRecipe, source: Path | str | None) -> Path:
+    if source is not None:
+        return Path(source)
+    wanted = loaded.recipe.source
+    if wanted.path is not None:
+        return loaded.folder / wanted.path
+    hint = "Give the folder (or safetensors file) of the source on the command line."
+    if wanted.repo is not None:
+        revision = f" --revision {wanted.revision}" if wanted.revision else ""
+        hint = (
+            f"Fetch it first (hf download {wanted.repo}{revision} --local-dir FOLDER), "
+            "then give that folder as SOURCE."
+        )
+    raise InvalidInput(
+        Problem("no-source", "the recipe names no local source", hint=hint, pointer="/source")
+    )
+
+
+def _statistics_path(loaded: OpenRecipe) -> Path | None:
+    names = sorted(
+        {
+            scheme.smoothing.statistics
+            for scheme in loaded.recipe.schemes.values()
+            if scheme.smoothing is not None
+        }
+    )
+    if not names:
+        return None
+    if len(names) > 1:
+        raise InvalidInput(
+            Problem(
+                "several-statistics",
+                f"its schemes name {len(names)} statistics files: {', '.join(names)}",
+                hint="Put what they hold into one file.",
+                pointer="/schemes",
+            )
+        )
+    return loaded.folder / names[0]
+
+
+def _check_statistics(planned: Plan) -> None:
+    """Every module that is to be smoothed was measured, in as many channels as it has."""
+    if planned.statistics is None:
+        return
+    if not planned.statistics.exists():
+        raise InvalidInput(
+            Problem(
+                "no-statistics",
+                "the statistics file that smoothing needs does not exist",
+                hint="Put the file of measured input maxima there, or take the smoothing out of "
+                "the scheme.",
+                file=str(planned.statistics),
+                pointer="/schemes",
+            )
+        )
+    header = read_header(planned.statistics)
+    problems = []
+    if STATISTICS_KEY not in header.metadata:
+        problems.append(
+            Problem(
+                "not-statistics",
+                f"its metadata has no {STATISTICS_KEY!r}: it is not a statistics file",
+                file=str(planned.statistics),
+            )
+        )
+    for module in planned.modules:
+        if module.smoothing is None:
+            continue
+        name = statistics_tensor(module.part, module.name)
+        info = header.tensors.get(name)
+        if info is None:
+            message = f"{module.name!r} of part {module.part!r} was not measured"
+        elif len(info.shape) != 2 or info.shape[1] != module.source.in_features:
+            message = f"shape {list(info.shape)}, but {module.name!r} has {module.source.in_features} input channels"
+        elif info.dtype != "float32" or info.shape[0] == 0:
+            message = f"{info.dtype} {list(info.shape)}, expected float32 [bins, in]"
+        else:
+            continue
+        problems.append(
+            Problem("statistics-mismatch", message, file=str(planned.statistics), tensor=name)
+        )
+    if problems:
+        raise InvalidInput(problems)
+
+
+def statistics_tensor(part: str, module: str) -> str:
+    """The name of a module's input maxima in a statistics file."""
+    return f"{part}/{module}/input_absmax"

@@ -1,0 +1,212 @@
+"""The main job: plan, check, stage, convert, hold to the bounds, lock, publish."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantrecipe.checkpoint import OutputWriter, Staging, check_destination, digests
+from quantrecipe.converter.locking import Digests, make_lock
+from quantrecipe.converter.planning import RecipeLike, open_recipe, plan
+from quantrecipe.converter.protocol import (
+    DEFAULT_BLOCK_BYTES,
+    Converter,
+    Job,
+    ModuleResult,
+    Progress,
+    silent,
+)
+from quantrecipe.converter.selection import find_converter
+from quantrecipe.converter.sidecars import Sidecar, find_sidecars
+from quantrecipe.schema.lock import LOCK_NAME, Lock, OutputFile
+from quantrecipe.schema.plan import Plan
+from quantrecipe.schema.problems import InvalidInput, OutputError, Problem
+
+RECIPE_NAME = "recipe.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was done.
+
+    Attributes:
+        out: the folder that holds the result.
+        lock: what was written, with digests and errors.
+        source_bytes, output_bytes: bytes of tensors read; bytes of files written.
+        seconds: from the first byte read to the folder published.
+    """
+
+    out: Path
+    lock: Lock
+    source_bytes: int
+    output_bytes: int
+    seconds: float
+
+
+def convert(
+    recipe: RecipeLike,
+    source: Path | str | None,
+    out: Path | str,
+    *,
+    converter: str = "streaming",
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Conversion:
+    """Convert a checkpoint as a recipe says, into a folder that appears only when it is whole.
+
+    Args:
+        recipe: a ``Recipe``, or the path or built-in name of one.
+        source: the root of the source, or one safetensors file; ``None``: where the recipe says.
+        out: the output folder.
+        converter: the name of whoever carries it out.
+        block_bytes: about how many bytes of numbers to hold at a time; it never changes a byte.
+        force: whether files of the same names in ``out`` are replaced.
+        progress: called with bytes done and the module's name.
+
+    Raises:
+        InvalidInput: the recipe, the source or a bound does not hold; nothing is published.
+        OutputError: the output cannot be written.
+    """
+    loaded = open_recipe(recipe)
+    worker = find_converter(converter)
+    return carry_out(
+        plan(loaded, source, converter=converter),
+        worker,
+        Path(out),
+        block_bytes=block_bytes,
+        force=force,
+        progress=progress,
+    )
+
+
+def carry_out(
+    planned: Plan,
+    converter: Converter,
+    out: Path,
+    *,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Conversion:
+    """Carry out a plan. See ``convert``."""
+    if block_bytes < 1:
+        raise ValueError(f"block_bytes is {block_bytes}, but at least one byte must be held")
+    started = time.monotonic()
+    sidecars = find_sidecars(planned)
+    paths = _output_paths(planned, sidecars)
+    _keep_source(planned, out, paths)
+    check_destination(out, paths, force)
+    stale = _paths_of_old_lock(out) if force else ()
+    with Staging(out) as staging:
+        with OutputWriter(planned.files, staging.folder) as output:
+            job = Job(planned, output, block_bytes, progress)
+            results = tuple(converter.convert(job))
+            _check_complete(planned, results, converter)
+            _check_bounds(planned, results)
+            output.finish()
+        for sidecar in sidecars:
+            _put(staging.folder, sidecar.path, sidecar.content)
+        for path, content in planned.extra_files.items():
+            _put(staging.folder, path, content)
+        _put(staging.folder, RECIPE_NAME, _pretty(planned.recipe.to_json_value()))
+        outputs, tensors = _digests(planned, staging.folder)
+        lock = make_lock(planned, converter, results, tensors, outputs)
+        _put(staging.folder, LOCK_NAME, _pretty(lock.to_json_value()))
+        staging.publish(force=force, lock=LOCK_NAME, order=paths, stale=stale)
+    return Conversion(
+        out, lock, planned.source_bytes, planned.output_bytes, time.monotonic() - started
+    )
+
+
+def _digests(planned: Plan, folder: Path) -> tuple[tuple[OutputFile, ...], Digests]:
+    """Digests of what lies on the disk, not of what was meant to be written."""
+    outputs: list[OutputFile] = []
+    tensors: dict[tuple[str, str], str] = {}
+    for file in planned.files:
+        ranges = {
+            name: (file.offsets[name], tensor.nbytes) for name, tensor in file.tensors.items()
+        }
+        whole, each = digests(folder.joinpath(*file.path.split("/")), ranges)
+        outputs.append(OutputFile(path=file.path, bytes=file.size, sha256=whole))
+        tensors.update(((file.path, name), digest) for name, digest in each.items())
+    return tuple(outputs), tensors
+
+
+def _put(folder: Path, path: str, content: bytes) -> None:
+    target = folder.joinpath(*path.split("/"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+
+
+def _pretty(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _output_paths(planned: Plan, sidecars: tuple[Sidecar, ...]) -> tuple[str, ...]:
+    """In the order in which they may be replaced: what vouches for the rest comes last."""
+    return (
+        *(file.path for file in planned.files),
+        *(sidecar.path for sidecar in sidecars),
+        *planned.extra_files,
+        RECIPE_NAME,
+        LOCK_NAME,
+    )
+
+
+def _keep_source(planned: Plan, out: Path, paths: tuple[str, ...]) -> None:
+    """The source is never what gets replaced, not even with force."""
+    sources = {file.path.resolve() for part in planned.parts for file in part.files}
+    for path in paths:
+        if (out / path).resolve() in sources:
+            raise OutputError(
+                f"{out / path} is the source itself; choose another output folder or target file"
+            )
+
+
+def _paths_of_old_lock(out: Path) -> tuple[str, ...]:
+    """Files that an earlier conversion into the same folder wrote."""
+    try:
+        document = json.loads((out / LOCK_NAME).read_text("utf-8"))
+        return tuple(str(entry["path"]) for entry in document["outputs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def _check_complete(
+    planned: Plan, results: tuple[ModuleResult, ...], converter: Converter
+) -> None:
+    """A converter, perhaps somebody else's, must account for every module once."""
+    wanted = sorted((module.part, module.name) for module in planned.modules)
+    if sorted((result.part, result.name) for result in results) != wanted:
+        raise OutputError(
+            f"converter {converter.name!r} accounted for {len(results)} module(s), not for the "
+            f"{len(wanted)} of the plan; nothing was published"
+        )
+
+
+def _check_bounds(planned: Plan, results: tuple[ModuleResult, ...]) -> None:
+    least = planned.recipe.bounds.min_weight_sqnr_db
+    if least is None:
+        return
+    missed: Mapping[str, float] = {
+        f"{result.part}: {result.name}": result.error.sqnr_db
+        for result in results
+        if result.error is not None
+        and result.error.sqnr_db is not None
+        and result.error.sqnr_db < least
+    }
+    if missed:
+        raise InvalidInput(
+            Problem(
+                "bound",
+                f"weight SQNR of {sqnr:.2f} dB, below the recipe's bound of {least:g} dB",
+                hint="Protect the module, choose a finer granularity, or lower the bound.",
+                pointer="/bounds/min_weight_sqnr_db",
+                tensor=name,
+            )
+            for name, sqnr in sorted(missed.items(), key=lambda item: item[1])
+        )

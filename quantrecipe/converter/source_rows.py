@@ -1,0 +1,83 @@
+"""Reading a module's weight as float32 rows, a block at a time, whatever format it is stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from quantrecipe.checkpoint import SourceReader
+from quantrecipe.converter.buffers import Buffers, as_memory
+from quantrecipe.converter.refusals import naming
+from quantrecipe.formats import get_format, to_float32
+from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.schema.layout_reading import StoredModule
+from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
+from quantrecipe.schema.tensors import TensorInfo
+
+
+def row_multiple(module: StoredModule) -> int:
+    """Rows that must stay together to be decoded."""
+    weight = module.weight
+    return 1 if isinstance(weight, PlainWeight) else get_format(weight).row_multiple(weight)
+
+
+def row_blocks(rows: int, columns: int, multiple: int, block_bytes: int) -> Iterator[tuple[int, int]]:
+    """Cuts ``rows`` into stretches of about ``block_bytes`` of float32, at multiples of ``multiple``."""
+    step = max(1, block_bytes // max(1, 4 * columns * multiple)) * multiple
+    for start in range(0, rows, step):
+        yield start, min(rows, start + step)
+
+
+def read_slice(
+    reader: SourceReader, info: TensorInfo, first: int, shape: tuple[int, ...], out: Tensor
+) -> Tensor:
+    """Fill ``out`` with ``shape`` elements of a tensor, from element ``first`` on."""
+    reader.read_into(info, first * out.dtype.itemsize, as_memory(out))
+    return out.view(shape)
+
+
+class SourceRows:
+    """One module's weight, decoded to float32 by rows."""
+
+    def __init__(self, module: StoredModule, reader: SourceReader, buffers: Buffers) -> None:
+        self.module = module
+        self._reader = reader
+        self._buffers = buffers
+
+    def codes(self, start: int, stop: int) -> Tensor:
+        """Rows as they are stored, ``[rows, in]``; valid until the next call."""
+        shape = stop - start, self.module.in_features
+        out = self._buffers.view("codes in", shape, TORCH_DTYPES[self.module.weight.format])
+        first = start * self.module.in_features
+        return read_slice(self._reader, self.module.tensors["weight"], first, shape, out)
+
+    def scales(self, start: int, stop: int) -> Tensor:
+        """The scales of these rows, as a grid; valid until the next call."""
+        weight = self.module.weight
+        assert isinstance(weight, ScaledWeight)
+        grid_rows, grid_columns = weight.scale_grid(
+            self.module.out_features, self.module.in_features
+        )
+        rows, _ = weight.group_shape(self.module.out_features, self.module.in_features)
+        first, last = start // rows, min(grid_rows, -(-stop // rows))
+        shape = last - first, grid_columns
+        out = self._buffers.view("scales in", shape, TORCH_DTYPES[weight.scale_dtype])
+        info = self.module.tensors["weight_scale"]
+        return read_slice(self._reader, info, first * grid_columns, shape, out)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows as float32, ``[rows, in]``; valid until the next call.
+
+        Raises:
+            InvalidInput: a value is not finite, or too large for float32.
+        """
+        codes = self.codes(start, stop)
+        weight = self.module.weight
+        info = self.module.tensors["weight"]
+        out = self._buffers.view("rows", tuple(codes.shape), torch.float32)
+        with naming(info, start):
+            if isinstance(weight, PlainWeight):
+                return to_float32(codes, out=out)
+            return get_format(weight).decode(codes, self.scales(start, stop), weight, out=out)

@@ -1,0 +1,200 @@
+"""The default converter: row blocks through reused buffers, never a whole tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quantrecipe import __version__
+from quantrecipe.checkpoint import SourceReader, read_header
+from quantrecipe.converter.buffers import Buffers, as_memory
+from quantrecipe.converter.planning import statistics_tensor
+from quantrecipe.converter.protocol import Job, ModuleResult
+from quantrecipe.converter.refusals import naming
+from quantrecipe.converter.smoothing import column_absmax, smoothquant_factors
+from quantrecipe.converter.source_rows import SourceRows, read_slice, row_blocks, row_multiple
+from quantrecipe.formats import Workspace, cast, get_format, row_errors, sqnr_db
+from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.schema.capabilities import Capabilities
+from quantrecipe.schema.lock import WeightError
+from quantrecipe.schema.plan import PlannedModule, PlannedTensor
+from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
+from quantrecipe.schema.tensors import TensorInfo
+
+CAPABILITIES = Capabilities(
+    schema_versions=frozenset({1}),
+    formats={
+        "float64": frozenset(),
+        "float32": frozenset(),
+        "float16": frozenset(),
+        "bfloat16": frozenset(),
+        "int8": frozenset({"tensor", "channel", "group"}),
+        "float8_e4m3fn": frozenset({"tensor", "channel", "block"}),
+        "float8_e5m2": frozenset({"tensor", "channel", "block"}),
+    },
+    activations=frozenset({"int8", "float8_e4m3fn"}),
+    smoothing=frozenset({"online"}),
+)
+
+
+class StreamingConverter:
+    """Reads a block of rows, decodes, smooths, quantizes and writes it, then takes the next."""
+
+    name = "streaming"
+    version = __version__
+    capabilities = CAPABILITIES
+
+    def convert(self, job: Job) -> Iterator[ModuleResult]:
+        """See ``Converter.convert``. Memory is set by ``job.block_bytes``, whatever the model."""
+        with SourceReader(job.plan.source_files) as reader:
+            work = _Work(job, reader)
+            for module in job.plan.modules:
+                yield work.module(module)
+            for other in job.plan.others:
+                work.copy(other.source, other.output)
+
+
+@dataclass(slots=True)
+class _Work:
+    job: Job
+    reader: SourceReader
+    buffers: Buffers = field(default_factory=Buffers)
+    workspace: Workspace = field(default_factory=Workspace)
+
+    def module(self, module: PlannedModule) -> ModuleResult:
+        error = None
+        if module.copied:
+            for role, tensor in module.outputs.items():
+                self.copy(module.source.tensors[role], tensor)
+            return ModuleResult(module.part, module.name, None)
+        if isinstance(module.weight, PlainWeight):
+            self._cast(module, module.weight)
+        else:
+            error = self._quantize(module, module.weight)
+        if "bias" in module.outputs:
+            self.copy(module.source.tensors["bias"], module.outputs["bias"])
+        return ModuleResult(module.part, module.name, error)
+
+    def copy(self, source: TensorInfo, output: PlannedTensor) -> None:
+        """Carry a tensor over byte for byte."""
+        step = self.job.block_bytes
+        for start in range(0, source.nbytes, step):
+            stop = min(source.nbytes, start + step)
+            piece = self.buffers.view("copy", (stop - start,), torch.uint8)
+            self.reader.read_into(source, start, as_memory(piece))
+            self.job.write(output, start, as_memory(piece))
+            self.job.progress(stop - start, source.name)
+
+    def _write_rows(self, output: PlannedTensor, first: int, rows: Tensor) -> None:
+        """Write rows ``[rows, columns]`` of a tensor, the first of which is row ``first`` of it."""
+        offset = first * rows.shape[1] * rows.dtype.itemsize
+        self.job.write(output, offset, as_memory(rows))
+
+    def _blocks(self, module: PlannedModule, multiple: int = 1) -> Iterator[tuple[int, int]]:
+        source = module.source
+        multiple = math.lcm(multiple, row_multiple(source))
+        return row_blocks(
+            source.out_features, source.in_features, multiple, self.job.block_bytes
+        )
+
+    def _rows(self, module: PlannedModule) -> SourceRows:
+        return SourceRows(module.source, self.reader, self.buffers)
+
+    def _advance(self, module: PlannedModule, rows: int) -> None:
+        weight = module.source.tensors["weight"]
+        self.job.progress(rows * weight.nbytes // module.source.out_features, module.name)
+
+    def _cast(self, module: PlannedModule, weight: PlainWeight) -> None:
+        rows, output = self._rows(module), module.outputs["weight"]
+        direct = isinstance(module.source.weight, PlainWeight)
+        for start, stop in self._blocks(module):
+            block = rows.codes(start, stop) if direct else rows.read(start, stop)
+            target = self.buffers.view("cast", tuple(block.shape), TORCH_DTYPES[weight.format])
+            with naming(module.source.tensors["weight"], start):
+                cast(block, weight.format, out=target)
+            self._write_rows(output, start, target)
+            self._advance(module, stop - start)
+
+    def _quantize(self, module: PlannedModule, weight: ScaledWeight) -> WeightError:
+        fmt, rows = get_format(weight), self._rows(module)
+        factors = self._smoothing_factors(module, rows)
+        whole = weight.granularity == "tensor"
+        scale = self._tensor_scale(module, weight, rows, factors) if whole else None
+        signal, noise, worst = [], [], 0.0
+        for start, stop in self._blocks(module, fmt.row_multiple(weight)):
+            with naming(module.source.tensors["weight"], start):
+                block = _smooth(rows.read(start, stop), factors)
+                if not whole:
+                    scale = fmt.scales(fmt.measure(block, weight), weight)
+                    self._write_rows(
+                        module.outputs["weight_scale"], start // fmt.row_multiple(weight), scale
+                    )
+                assert scale is not None
+                codes = self.buffers.view("codes out", tuple(block.shape), fmt.code_dtype)
+                fmt.encode(block, scale, weight, out=codes, workspace=self.workspace)
+            self._write_rows(module.outputs["weight"], start, codes)
+            errors = row_errors(block, codes, scale, weight, self.workspace)
+            signal.append(errors.signal)
+            noise.append(errors.noise)
+            worst = max(worst, errors.worst_in_scales)
+            self._advance(module, stop - start)
+        return weight_error(torch.cat(signal), torch.cat(noise), worst)
+
+    def _tensor_scale(
+        self, module: PlannedModule, weight: ScaledWeight, rows: SourceRows, factors: Tensor | None
+    ) -> Tensor:
+        """One scale for the weight needs the maximum of all of it first."""
+        fmt = get_format(weight)
+        amax = torch.zeros(1, 1)
+        for start, stop in self._blocks(module):
+            with naming(module.source.tensors["weight"], start):
+                block = _smooth(rows.read(start, stop), factors)
+                torch.maximum(amax, fmt.measure(block, weight), out=amax)
+        with naming(module.source.tensors["weight"]):
+            scale = fmt.scales(amax, weight)
+        self.job.write(module.outputs["weight_scale"], 0, as_memory(scale))
+        return scale
+
+    def _smoothing_factors(self, module: PlannedModule, rows: SourceRows) -> Tensor | None:
+        smoothing, statistics = module.smoothing, self.job.plan.statistics
+        if smoothing is None or statistics is None:
+            return None
+        weight_absmax = torch.zeros(module.source.in_features)
+        for start, stop in self._blocks(module):
+            with naming(module.source.tensors["weight"], start):
+                column_absmax(rows.read(start, stop), weight_absmax)
+        inputs = read_input_absmax(statistics, module)
+        factors = smoothquant_factors(inputs, weight_absmax, smoothing.alpha)
+        if smoothing.apply == "online":
+            self.job.write(module.outputs["smoothing"], 0, as_memory(factors))
+        return factors
+
+
+def _smooth(block: Tensor, factors: Tensor | None) -> Tensor:
+    return block if factors is None else block.mul_(factors)
+
+
+def read_input_absmax(statistics: Path, module: PlannedModule) -> Tensor:
+    """The largest absolute input of each channel over all timestep bins, float32 ``[in]``."""
+    header = read_header(statistics)
+    info = header.tensors[statistics_tensor(module.part, module.name)]
+    values = torch.empty(info.shape, dtype=torch.float32)
+    with SourceReader([header]) as reader, naming(info):
+        read_slice(reader, info, 0, info.shape, values)
+    return values.amax(0)
+
+
+def weight_error(signal: Tensor, noise: Tensor, worst: float) -> WeightError:
+    """The figures of the lock: decibels to two decimals, so that no block size shows in them."""
+    sqnr = sqnr_db(signal, noise)
+    return WeightError(
+        sqnr_db=None if sqnr is None else round(sqnr, 2),
+        max_error_in_scales=round(worst, 6),
+    )
+
+

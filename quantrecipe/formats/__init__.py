@@ -1,0 +1,125 @@
+"""Numeric formats: how weights become codes and scales, and codes and scales weights."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from quantrecipe.formats.base import Quantized, WeightFormat, Workspace
+from quantrecipe.formats.error import RowErrors, sqnr_db
+from quantrecipe.formats.error import row_errors as _row_errors
+from quantrecipe.formats.float8 import E4M3FN, E5M2
+from quantrecipe.formats.int8 import Int8Format
+from quantrecipe.formats.plain import PLAIN, cast, to_float32
+from quantrecipe.formats.refusals import NonFinite, OutOfRange, ScaleOutOfRange, Unrepresentable
+from quantrecipe.schema.dtypes import PlainDType
+from quantrecipe.schema.problems import InvalidInput, Problem, did_you_mean
+from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
+
+__all__ = [
+    "FORMATS",
+    "PLAIN",
+    "NonFinite",
+    "OutOfRange",
+    "Quantized",
+    "RowErrors",
+    "ScaleOutOfRange",
+    "Unrepresentable",
+    "WeightFormat",
+    "Workspace",
+    "cast",
+    "dequantize",
+    "get_format",
+    "quantize",
+    "row_errors",
+    "sqnr_db",
+    "to_float32",
+]
+
+FORMATS: Final = MappingProxyType[str, WeightFormat](
+    {fmt.name: fmt for fmt in (Int8Format(), E4M3FN, E5M2)}
+)
+"""Every format with codes and scales, by name."""
+
+
+def get_format(spec: ScaledWeight | str) -> WeightFormat:
+    """The format of a weight spec, or the format of that name.
+
+    Raises:
+        InvalidInput: no format has that name (plain dtypes have no codes: use ``cast``).
+    """
+    name = spec if isinstance(spec, str) else str(getattr(spec, "format", type(spec).__name__))
+    fmt = FORMATS.get(name)
+    if fmt is None:
+        problem = Problem(
+            kind="unknown-format",
+            message=f"{name!r} is no format with codes and scales",
+            hint=did_you_mean(name, list(FORMATS)),
+        )
+        raise InvalidInput(problem)
+    return fmt
+
+
+def quantize(weight: Tensor, spec: PlainWeight | ScaledWeight) -> Quantized:
+    """A whole weight ``[out, in]`` of a plain dtype as ``spec`` stores it.
+
+    Raises:
+        InvalidInput: ``spec`` cannot take this shape, or (``Unrepresentable``) a value in it.
+    """
+    if isinstance(spec, PlainWeight):
+        return Quantized(cast(weight, spec.format), None)
+    out_features, in_features = weight.shape
+    reason = spec.refuses(out_features, in_features)
+    if reason is not None:
+        raise InvalidInput(Problem("shape-refused", f"the weight cannot be stored so: {reason}"))
+    fmt = get_format(spec)
+    values = to_float32(weight)
+    scale = fmt.scales(fmt.measure(values, spec), spec)
+    return Quantized(fmt.encode(values, scale, spec), scale)
+
+
+def dequantize(
+    codes: Tensor,
+    scale: Tensor | None,
+    spec: PlainWeight | ScaledWeight,
+    dtype: PlainDType | torch.dtype = "float32",
+) -> Tensor:
+    """A whole stored weight as plain numbers.
+
+    Args:
+        codes: ``[out, in]``.
+        scale: the canonical grid; ``None`` for a plain dtype.
+        spec: how the weight is stored.
+        dtype: rounded to this from float32; a name or torch's dtype.
+
+    Raises:
+        InvalidInput: a value is not finite, or too large for ``dtype``.
+    """
+    name = dtype if isinstance(dtype, str) else _plain_name(dtype)
+    if isinstance(spec, PlainWeight):
+        return cast(codes, name)
+    if scale is None:
+        raise ValueError("codes without a scale are no numbers")
+    values = get_format(spec).decode(codes, scale, spec)
+    return values if name == "float32" else cast(values, name)
+
+
+def row_errors(
+    weight: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    spec: ScaledWeight,
+    workspace: Workspace | None = None,
+) -> RowErrors:
+    """``quantrecipe.formats.error.row_errors`` for the format of ``spec``."""
+    return _row_errors(weight, codes, scale, get_format(spec), spec, workspace)
+
+
+def _plain_name(dtype: torch.dtype) -> PlainDType:
+    for name, known in PLAIN.items():
+        if known == dtype:
+            return name
+    raise ValueError(f"{dtype} is no plain dtype")

@@ -1,0 +1,120 @@
+"""What a numeric format does: one protocol, and the scratch memory it works in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quantrecipe.schema.schemes import ScaledWeight
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A whole weight as stored.
+
+    Attributes:
+        codes: ``[out, in]``, in the format's code dtype.
+        scale: the canonical grid ``spec.scale_grid(out, in)`` in ``spec.scale_dtype``; ``None`` for
+            a plain dtype.
+    """
+
+    codes: Tensor
+    scale: Tensor | None
+
+
+class Workspace:
+    """float32 scratch that grows to the largest block it has seen, then allocates no more.
+
+    One a thread: two calls must not share it at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def like(self, block: Tensor) -> Tensor:
+        """Uninitialized float32 of the shape and on the device of ``block``.
+
+        The same memory is handed out on every call.
+        """
+        buffer = self._buffer
+        if buffer is None or buffer.numel() < block.numel() or buffer.device != block.device:
+            buffer = torch.empty(block.numel(), dtype=torch.float32, device=block.device)
+            self._buffer = buffer
+        return buffer[: block.numel()].view(block.shape)
+
+
+class WeightFormat(Protocol):
+    """Codes and scales for row blocks of a weight.
+
+    A block is float32 ``[rows, in]``: the whole weight or any run of its rows that begins at a
+    multiple of ``row_multiple``. Its scales are the rows of the canonical grid that belong to it.
+    Nothing that is returned depends on how a weight is cut into blocks. For granularity ``tensor``
+    the caller takes the maximum of ``measure`` over all blocks before it asks for ``scales``.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name recipes use."""
+
+    @property
+    def code_dtype(self) -> torch.dtype:
+        """The dtype of the codes."""
+
+    @property
+    def largest_code(self) -> float:
+        """The largest magnitude that ``encode`` writes."""
+
+    def row_multiple(self, spec: ScaledWeight) -> int:
+        """Blocks must begin at multiples of this many rows."""
+
+    def measure(self, weight: Tensor, spec: ScaledWeight) -> Tensor:
+        """The absolute maximum of each scaling group, a float32 grid.
+
+        Raises:
+            NonFinite: the block holds a NaN or an infinity; carries its row and column.
+        """
+
+    def scales(self, amax: Tensor, spec: ScaledWeight) -> Tensor:
+        """The scales as stored: ``amax / largest_code``, from float32 to ``spec.scale_dtype``.
+
+        A group of zeros has scale 1. A scale below the smallest normal number of its dtype is that
+        number, so a scale is never zero and dividing by it loses nothing.
+
+        Raises:
+            ScaleOutOfRange: a scale overflows its dtype; carries its row and column in the grid.
+        """
+
+    def encode(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        spec: ScaledWeight,
+        out: Tensor | None = None,
+        *,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
+        """Codes from the scales as stored, by a true float32 division ``weight / scale``.
+
+        The block must have passed ``measure``. ``out`` receives the codes where it is given.
+
+        Raises:
+            ValueError: scales that are not ``spec``'s grid, dtype, or positive and finite.
+        """
+
+    def decode(
+        self, codes: Tensor, scale: Tensor, spec: ScaledWeight, out: Tensor | None = None
+    ) -> Tensor:
+        """``float32(codes) * float32(scale)``, for scales of any floating dtype.
+
+        Raises:
+            NonFinite: a code, a scale or a product is no finite number; carries row and column.
+        """
+
+    def bound(self, weight: Tensor, codes: Tensor, scale: Tensor, spec: ScaledWeight) -> Tensor:
+        """What ``abs(weight - decode(codes, scale))`` cannot exceed, float64 ``[rows, in]``.
+
+        It follows from the scales as stored; float32 arithmetic is allowed for.
+        """

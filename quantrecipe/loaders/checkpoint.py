@@ -1,0 +1,203 @@
+"""A converted checkpoint, opened: its modules and other tensors, read when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from quantrecipe.checkpoint import SourceReader
+from quantrecipe.formats import Unrepresentable, cast, dequantize
+from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.schema.dtypes import PLAIN_DTYPES, PlainDType
+from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.layout_reading import StoredModule
+from quantrecipe.schema.lock import Lock, LockedModule
+from quantrecipe.schema.problems import InvalidInput, Problem, did_you_mean
+from quantrecipe.schema.recipe import Recipe
+from quantrecipe.schema.schemes import PlainWeight
+from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPart:
+    """One part of an open checkpoint.
+
+    Attributes:
+        modules: by dotted name.
+        others: tensors of no module, by their name inside the part.
+    """
+
+    modules: Mapping[str, StoredModule]
+    others: Mapping[str, TensorInfo]
+
+
+class Checkpoint:
+    """An open checkpoint; nothing but headers is read until a tensor is asked for.
+
+    Attributes:
+        layout: how it is laid out on disk.
+        source_layout: how the checkpoint that it was made from was; ``None`` if that is not known.
+        recipe: what it was made by, if it says.
+        lock: what vouches for it, if there is one.
+        parts: by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        files: tuple[SourceFileInfo, ...],
+        layout: Layout,
+        source_layout: Layout | None,
+        recipe: Recipe | None,
+        lock: Lock | None,
+        parts: Mapping[str, OpenPart],
+        digests: Mapping[tuple[Path, str], str],
+    ) -> None:
+        self.layout = layout
+        self.source_layout = source_layout
+        self.recipe = recipe
+        self.lock = lock
+        self.parts = parts
+        self._reader = SourceReader(files)
+        self._digests = digests
+        self._locked = (
+            {(module.part, module.name): module for module in lock.modules} if lock else {}
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its files."""
+        self._reader.close()
+
+    def part(self, name: str | None = None) -> OpenPart:
+        """A part by name; ``None``: the only one.
+
+        Raises:
+            InvalidInput: there is no such part, or none was named and there are several.
+        """
+        if name is None and len(self.parts) == 1:
+            return next(iter(self.parts.values()))
+        if name is None:
+            raise InvalidInput(
+                Problem(
+                    "which-part",
+                    f"the checkpoint has {len(self.parts)} parts: {', '.join(self.parts)}",
+                    hint="Say which one (part=).",
+                )
+            )
+        if name not in self.parts:
+            raise InvalidInput(
+                Problem(
+                    "unknown-part",
+                    f"the checkpoint has no part {name!r}",
+                    hint=did_you_mean(name, list(self.parts)),
+                )
+            )
+        return self.parts[name]
+
+    def module(self, name: str, part: str | None = None) -> StoredModule:
+        """A module by its dotted name.
+
+        Raises:
+            InvalidInput: there is no such part or module.
+        """
+        modules = self.part(part).modules
+        if name not in modules:
+            raise InvalidInput(
+                Problem(
+                    "unknown-module",
+                    f"there is no module {name!r}",
+                    hint=did_you_mean(name, list(modules)),
+                )
+            )
+        return modules[name]
+
+    def locked(self, name: str, part: str) -> LockedModule | None:
+        """What the lock says of a module: its scheme, its activation format, its measured error."""
+        return self._locked.get((part, name))
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        """A tensor as it is stored.
+
+        Raises:
+            InvalidInput: its bytes are not those that the lock vouches for (where digests are
+                checked), or the file has changed since it was opened.
+        """
+        buffer = bytearray(info.nbytes)
+        self._reader.read_into(info, 0, buffer)
+        expected = self._digests.get((info.file, info.name))
+        if expected is not None and hashlib.sha256(buffer).hexdigest() != expected:
+            raise InvalidInput(
+                Problem(
+                    "digest-mismatch",
+                    "its bytes are not those that were written",
+                    hint="The file was damaged or edited; fetch or convert it again.",
+                    file=str(info.file),
+                    tensor=info.name,
+                )
+            )
+        dtype = TORCH_DTYPES.get(info.dtype)
+        if dtype is None:
+            raise InvalidInput(
+                Problem(
+                    "unsupported-dtype",
+                    f"torch has no dtype for {info.dtype}",
+                    file=str(info.file),
+                    tensor=info.name,
+                )
+            )
+        if not info.nbytes:
+            return torch.empty(info.shape, dtype=dtype)
+        return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
+
+    def weight(
+        self, name: str, part: str | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """A module's weight as the numbers that it stands for, ``[out, in]``.
+
+        A plain weight keeps its own dtype. Where activations are divided by smoothing factors, the
+        weight's columns are divided by them instead, which means the same.
+
+        Raises:
+            InvalidInput: there is no such module, or a number is not finite or too large for
+                ``dtype``.
+        """
+        module = self.module(name, part)
+        info = module.tensors["weight"]
+        codes = self.tensor(info)
+        stored = module.weight
+        if isinstance(stored, PlainWeight):
+            return codes
+        grid = stored.scale_grid(module.out_features, module.in_features)
+        scale = self.tensor(module.tensors["weight_scale"]).reshape(grid)
+        try:
+            values = dequantize(codes, scale, stored)
+            if "smoothing" in module.tensors:
+                values = values / self.tensor(module.tensors["smoothing"])
+            return values if dtype == torch.float32 else cast(values, _plain(dtype))
+        except Unrepresentable as refused:
+            raise InvalidInput(refused.at(info.name)) from refused
+
+
+def _plain(dtype: torch.dtype) -> PlainDType:
+    for name in PLAIN_DTYPES:
+        if TORCH_DTYPES[name] == dtype:
+            return name
+    raise ValueError(f"{dtype} does not hold plain numbers")

@@ -1,0 +1,51 @@
+"""Finding a loader, and holding a checkpoint's recipe against what it declares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantrecipe.loaders.checkpoint import Checkpoint
+from quantrecipe.loaders.protocol import Loader
+from quantrecipe.schema.capabilities import missing, needs
+from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.registry import entry_points_by_name, load_named
+
+GROUP = "quantrecipe.loaders"
+
+
+def loader_names() -> list[str]:
+    """Every loader that is installed."""
+    return sorted(entry_points_by_name(GROUP))
+
+
+def find_loader(name: str, checkpoint: Checkpoint) -> Loader:
+    """A loader by name, able to read ``checkpoint``.
+
+    Raises:
+        InvalidInput: none is called that, what is registered is no loader, or it lacks something
+            that the checkpoint's recipe asks for.
+    """
+    made: Any = load_named(GROUP, name, "loader")()
+    if not isinstance(made, Loader):
+        raise InvalidInput(
+            Problem(
+                "not-a-loader",
+                f"what is registered as loader {name!r} lacks a name, capabilities or a "
+                "load_state_dict method",
+                hint="quantrecipe.loaders.Loader says what one needs.",
+            )
+        )
+    if checkpoint.recipe is not None:
+        wanted = needs(checkpoint.recipe, [(checkpoint.layout.name, "/target/layout")])
+        lacking = missing(made.capabilities, wanted)
+        if lacking:
+            raise InvalidInput(
+                Problem(
+                    "loader-lacks",
+                    f"loader {name!r} has no {need}",
+                    hint=f"Installed: {', '.join(loader_names())}.",
+                    pointer=need.pointer,
+                )
+                for need in lacking
+            )
+    return made

@@ -1,0 +1,40 @@
+"""The canonical form of a document (RFC 8785) and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import rfc8785
+
+from quantrecipe.schema.recipe import Recipe
+
+
+def canonical_bytes(value: Any) -> bytes:
+    """A JSON value as RFC 8785 writes it: sorted keys, no spaces, numbers as ECMAScript has them.
+
+    Raises:
+        ValueError: the value is not JSON: NaN, an integer beyond 2^53 - 1, a lone surrogate, a key
+            that is no string, an object of another type.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError as error:
+        raise ValueError(f"no canonical JSON: {error}") from error
+
+
+def digest(value: Any) -> str:
+    """Lower-case hex SHA-256 of the canonical form.
+
+    Raises:
+        ValueError: as for ``canonical_bytes``.
+    """
+    return hashlib.sha256(canonical_bytes(value)).hexdigest()
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """The digest that locks and file metadata carry: of the recipe as it was written.
+
+    Fields that were left out stay out, so that anyone can compute it from the file alone.
+    """
+    return digest(recipe.to_json_value())

@@ -1,0 +1,192 @@
+"""What a layout says that no schema can check: whether its pieces fit one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final, get_args
+
+from quantrecipe.schema.parsed import child
+from quantrecipe.schema.problems import Problem
+from quantrecipe.schema.schemes import ScaledFormatName
+
+Object = Mapping[str, Any]
+
+SCALED: Final[tuple[str, ...]] = get_args(ScaledFormatName)
+
+# The named dimensions that the scales of a granularity need: no more, or their number would not
+# follow from the shape of the weight; no fewer, or they would not fit in.
+_DIMS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "tensor": frozenset(),
+        "channel": frozenset({"out"}),
+        "group": frozenset({"out", "groups"}),
+        "block": frozenset({"row_blocks", "column_blocks"}),
+    }
+)
+
+
+def layout_problems(layout: Object, pointer: str = "") -> Iterator[Problem]:
+    """What is wrong with a layout beyond its structure.
+
+    Args:
+        layout: the layout as a JSON value; what is not of the expected shape is looked past.
+        pointer: where the layout is in its document.
+    """
+    modules, holds = _table(layout, "modules"), _table(layout, "holds")
+    for name in SCALED:
+        tensors, held = modules.get(name), holds.get(name)
+        here = child(f"{pointer}/modules", name)
+        if isinstance(held, dict) and tensors is None:
+            yield Problem(
+                "format-without-tensors",
+                f"the layout holds {name}, but does not say what its tensors are called",
+                f"Add {name!r} to 'modules'.",
+                pointer=child(f"{pointer}/holds", name),
+            )
+        if isinstance(tensors, dict) and held is None:
+            yield Problem(
+                "format-not-held",
+                f"{name} has tensors, but 'holds' does not say what the layout can hold of it",
+                f"Add {name!r} to 'holds'.",
+                pointer=here,
+            )
+        if isinstance(tensors, dict):
+            yield from _scales(tensors, name, here)
+        if isinstance(tensors, dict) and isinstance(held, dict):
+            yield from _granularity(tensors, held, here)
+            yield from _smoothing(tensors, held, child(f"{pointer}/holds", name), here)
+    if _table(_table(modules, "plain"), "weight_scale"):
+        yield Problem(
+            "scales-of-plain",
+            "a plain module has no scales",
+            "Describe them under the format that has them.",
+            pointer=f"{pointer}/modules/plain/weight_scale",
+        )
+    for name, held in holds.items():
+        if isinstance(held, dict):
+            yield from _block_size(held, child(f"{pointer}/holds", name))
+    for name, tensors in modules.items():
+        if isinstance(tensors, dict):
+            yield from _names(tensors, child(f"{pointer}/modules", name))
+
+
+def _scales(tensors: Object, name: str, pointer: str) -> Iterator[Problem]:
+    scales = tensors.get("weight_scale")
+    if scales is None:
+        yield Problem(
+            "missing-scales",
+            f"a weight in {name} means nothing without its scales",
+            "Add 'weight_scale'.",
+            pointer=pointer,
+        )
+        return
+    if not isinstance(scales, dict):
+        return
+    if scales.get("optional") is True:
+        yield Problem(
+            "optional-scales",
+            f"a weight in {name} means nothing without its scales, so they are not optional",
+            "Remove 'optional'.",
+            pointer=f"{pointer}/weight_scale/optional",
+        )
+    for granularity, shapes in _table(scales, "shapes").items():
+        if not isinstance(shapes, list) or granularity not in _DIMS:
+            continue
+        for index, shape in enumerate(shapes):
+            if isinstance(shape, list):
+                where = f"{child(f'{pointer}/weight_scale/shapes', granularity)}/{index}"
+                yield from _shape(shape, granularity, where)
+
+
+def _shape(shape: list[Any], granularity: str, pointer: str) -> Iterator[Problem]:
+    named = [dim for dim in shape if isinstance(dim, str)]
+    needed = _DIMS[granularity]
+    fixed = [dim for dim in shape if isinstance(dim, int) and not isinstance(dim, bool)]
+    if sorted(named) != sorted(needed) or any(dim != 1 for dim in fixed):
+        wanted = " and ".join(sorted(needed)) or "no named dimension"
+        yield Problem(
+            "bad-shape",
+            f"the scales of granularity {granularity!r} do not have the shape {shape}",
+            f"It has {wanted}, each once, and else only ones.",
+            pointer=pointer,
+        )
+
+
+def _granularity(tensors: Object, held: Object, pointer: str) -> Iterator[Problem]:
+    shapes = _table(tensors, "weight_scale").get("shapes")
+    said = held.get("granularity")
+    if not isinstance(shapes, dict) or not isinstance(said, list):
+        return
+    known = [entry for entry in said if isinstance(entry, str)]
+    if set(shapes) != set(known):
+        yield Problem(
+            "granularity-mismatch",
+            f"scales have shapes for {_listed(shapes)}, but the layout holds {_listed(known)}",
+            "Name the same granularities in 'shapes' and in 'holds'.",
+            pointer=f"{pointer}/weight_scale/shapes",
+        )
+
+
+def _smoothing(tensors: Object, held: Object, holds: str, pointer: str) -> Iterator[Problem]:
+    places = held.get("smoothing", [])
+    online = isinstance(places, list) and "online" in places
+    has_place = tensors.get("smoothing") is not None
+    if online and not has_place:
+        yield Problem(
+            "smoothing-mismatch",
+            "the layout holds smoothing online, but has no tensor for its factors",
+            "Add 'smoothing' to the tensors of the format.",
+            pointer=f"{holds}/smoothing",
+        )
+    if has_place and not online:
+        yield Problem(
+            "smoothing-mismatch",
+            "there is a tensor for smoothing factors, but the layout does not hold any online",
+            "Add 'online' to 'smoothing' in 'holds'.",
+            pointer=f"{pointer}/smoothing",
+        )
+
+
+def _block_size(held: Object, pointer: str) -> Iterator[Problem]:
+    said = held.get("granularity")
+    if held.get("block_size") is not None and isinstance(said, list) and "block" not in said:
+        yield Problem(
+            "block-size-without-block",
+            "a block size says nothing without the granularity 'block'",
+            "Remove it, or add 'block' to 'granularity'.",
+            pointer=f"{pointer}/block_size",
+        )
+
+
+def _names(tensors: Object, pointer: str) -> Iterator[Problem]:
+    """A name that two tensors of one module, or one tensor twice, would go by."""
+    seen: dict[str, str] = {}
+    for role, template in tensors.items():
+        if not isinstance(template, dict):
+            continue
+        here = child(pointer, role)
+        names = [("name", template.get("name"))]
+        aliases = template.get("aliases")
+        if isinstance(aliases, list):
+            names += [(f"aliases/{index}", alias) for index, alias in enumerate(aliases)]
+        for where, name in names:
+            if not isinstance(name, str):
+                continue
+            first = seen.setdefault(name, role)
+            if first != role or (where != "name" and name == template.get("name")):
+                yield Problem(
+                    "duplicate-name",
+                    f"{name!r} is already the name of {first!r}",
+                    "Every tensor of a module goes by names of its own.",
+                    pointer=f"{here}/{where}",
+                )
+
+
+def _table(value: Object, key: str) -> Object:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -1,0 +1,184 @@
+"""Which entry of a recipe takes which module, and what does not hold about that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from quantrecipe.schema.layout_reading import PartContents
+from quantrecipe.schema.patterns import Patterns, is_exact
+from quantrecipe.schema.problems import Problem, closest
+from quantrecipe.schema.recipe import CountRange, Protected, Recipe, Rule
+
+_EMBEDDING_NAMES = Patterns.compile(
+    [
+        "**.{*embedding,*embeddings,*_embeds,embed,embed_*,*_embed,wte,wpe,shared}",
+        "**.relative_attention_bias",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The entry that took a module: exactly one of ``rule`` and ``protected`` is set."""
+
+    pointer: str
+    pattern: str
+    rule: Rule | None = None
+    protected: Protected | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Who took what.
+
+    Attributes:
+        taken: by part and module; a module that is missing passes through.
+        problems: entries that take nothing, counts that do not hold, embeddings taken by wildcard.
+    """
+
+    taken: Mapping[tuple[str, str], Taken]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(slots=True)
+class _Entry:
+    pointer: str
+    entry: Rule | Protected
+    patterns: Patterns
+    taken: int = 0
+
+    def taken_by(self, pattern: int) -> Taken:
+        text = self.entry.modules[pattern]
+        if isinstance(self.entry, Rule):
+            return Taken(self.pointer, text, rule=self.entry)
+        return Taken(self.pointer, text, protected=self.entry)
+
+    def holds_for(self, part: str) -> bool:
+        return self.entry.parts is None or part in self.entry.parts
+
+
+def select(recipe: Recipe, contents: Mapping[str, PartContents]) -> Selection:
+    """Give every module to the first entry that matches it: protected ones first, then rules."""
+    entries = [
+        _Entry(f"/protected/{index}", entry, Patterns.compile(entry.modules))
+        for index, entry in enumerate(recipe.protected)
+    ] + [
+        _Entry(f"/rules/{index}", rule, Patterns.compile(rule.modules))
+        for index, rule in enumerate(recipe.rules)
+    ]
+    taken: dict[tuple[str, str], Taken] = {}
+    problems: list[Problem] = []
+    for part, found in contents.items():
+        for name in found.modules:
+            for entry in entries:
+                pattern = entry.patterns.matches(name) if entry.holds_for(part) else None
+                if pattern is None:
+                    continue
+                entry.taken += 1
+                taken[part, name] = entry.taken_by(pattern)
+                if isinstance(entry.entry, Rule):
+                    problems += _embedding(name, entry, pattern)
+                break
+    for entry in entries:
+        problems += _check_entry(entry, contents, taken)
+    return Selection(taken, tuple(problems))
+
+
+def _embedding(name: str, entry: _Entry, pattern: int) -> Iterator[Problem]:
+    """A header cannot tell an embedding table from a linear, so a wildcard may not take one."""
+    text = entry.entry.modules[pattern]
+    if _EMBEDDING_NAMES.matches(name) is not None and not is_exact(text):
+        yield Problem(
+            "embedding",
+            f"pattern {text!r} takes {name!r}, which by its name is an embedding table: looked up "
+            "by row, not multiplied",
+            hint="Protect it, or name it without wildcards if it really is to be quantized.",
+            pointer=f"{entry.pointer}/modules/{pattern}",
+            tensor=name,
+        )
+
+
+def _check_entry(
+    entry: _Entry,
+    contents: Mapping[str, PartContents],
+    taken: Mapping[tuple[str, str], Taken],
+) -> Iterator[Problem]:
+    count = entry.entry.count
+    least = count.min if isinstance(count, CountRange) else 1
+    if least > 0:
+        for index, text in enumerate(entry.entry.modules):
+            yield from _dead_pattern(entry, index, text, contents, taken)
+    if isinstance(count, int) and entry.taken != count:
+        yield Problem(
+            "count",
+            f"takes {entry.taken} module(s), not {count}",
+            hint="Mend the patterns, or the count if the model has changed.",
+            pointer=f"{entry.pointer}/count",
+        )
+    if isinstance(count, CountRange) and (
+        entry.taken < count.min or (count.max is not None and entry.taken > count.max)
+    ):
+        most = "any number" if count.max is None else count.max
+        yield Problem(
+            "count",
+            f"takes {entry.taken} module(s), not {count.min} to {most}",
+            hint="Mend the patterns, or the count if the model has changed.",
+            pointer=f"{entry.pointer}/count",
+        )
+
+
+def _dead_pattern(
+    entry: _Entry,
+    index: int,
+    text: str,
+    contents: Mapping[str, PartContents],
+    taken: Mapping[tuple[str, str], Taken],
+) -> Iterator[Problem]:
+    """A pattern that takes nothing is a typo until the recipe says otherwise."""
+    alone = Patterns.compile([text])
+    earlier: dict[str, int] = {}
+    for part, found in contents.items():
+        if not entry.holds_for(part):
+            continue
+        for name in found.modules:
+            if alone.matches(name) is None:
+                continue
+            owner = taken.get((part, name))
+            if owner is not None and owner.pointer == entry.pointer and owner.pattern == text:
+                return
+            where = owner.pointer if owner is not None else ""
+            if owner is not None and owner.pointer == entry.pointer:
+                where = f"an earlier pattern of {entry.pointer}"
+            earlier[where] = earlier.get(where, 0) + 1
+    message = f"pattern {text!r} takes no module"
+    hint = _near_miss(entry, text, alone, contents)
+    if earlier:
+        takers = " and ".join(sorted(earlier))
+        message += f": all {sum(earlier.values())} it matches were taken by {takers}"
+        hint = "Take the pattern out, or put it first."
+    yield Problem(
+        "takes-nothing", message, hint=hint, pointer=f"{entry.pointer}/modules/{index}"
+    )
+
+
+def _near_miss(
+    entry: _Entry, text: str, alone: Patterns, contents: Mapping[str, PartContents]
+) -> str:
+    modules: set[str] = set()
+    for part, found in contents.items():
+        if not entry.holds_for(part):
+            continue
+        modules.update(found.modules)
+        for name, info in found.others.items():
+            stem = name.removesuffix(".weight")
+            if stem != name and alone.matches(stem) is not None:
+                return (
+                    f"{stem!r} matches, but its weight has shape {list(info.shape)}: only "
+                    "two-dimensional weights are modules, everything else passes through."
+                )
+    near = closest(text, modules) if len(modules) <= 20_000 else None
+    if near is not None:
+        return f"Did you mean {near!r}?"
+    example = min(modules, default=None)
+    return f"Modules are called like {example!r}." if example is not None else "There are no modules."

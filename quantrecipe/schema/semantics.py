@@ -1,0 +1,259 @@
+"""What a document says that no schema can check, but the document alone can.
+
+Each check reads the plain JSON value and looks past whatever does not have the shape it expects, so
+that these problems are reported together with those of structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeGuard
+
+from quantrecipe.schema.canonical import digest
+from quantrecipe.schema.layout_semantics import layout_problems
+from quantrecipe.schema.parsed import child
+from quantrecipe.schema.patterns import check_pattern
+from quantrecipe.schema.problems import Problem, did_you_mean
+
+Object = Mapping[str, Any]
+
+
+def recipe_problems(recipe: Object, layouts: Collection[str]) -> Iterator[Problem]:
+    """What is wrong with a recipe beyond its structure.
+
+    Args:
+        recipe: the recipe as a JSON value.
+        layouts: the layouts that are known by name.
+    """
+    yield from _schemes(recipe)
+    yield from _parts(recipe)
+    yield from _patterns(recipe)
+    yield from _counts(recipe)
+    yield from _extensions(recipe)
+    yield from _source(_table(recipe, "source"))
+    yield from _target(_table(recipe, "target"))
+    for where in ("source", "target"):
+        layout = _table(recipe, where).get("layout")
+        pointer = f"/{where}/layout"
+        if isinstance(layout, dict):
+            yield from layout_problems(layout, pointer)
+        elif isinstance(layout, str) and layout not in layouts:
+            yield Problem(
+                "unknown-layout",
+                f"no layout is called {layout!r}",
+                did_you_mean(layout, sorted(layouts)),
+                pointer=pointer,
+            )
+
+
+def lock_problems(lock: Object, layouts: Collection[str]) -> Iterator[Problem]:
+    """What is wrong with a lock beyond its structure: its recipe, and the recipe's digest."""
+    recipe = lock.get("recipe")
+    if not isinstance(recipe, dict):
+        return
+    for problem in recipe_problems(recipe, layouts):
+        yield _below("/recipe", problem)
+    if isinstance(lock.get("recipe_sha256"), str) and lock["recipe_sha256"] != digest(recipe):
+        yield Problem(
+            "digest-mismatch",
+            f"the recipe's digest is {digest(recipe)}, not this",
+            "The recipe was changed after the conversion; convert again.",
+            pointer="/recipe_sha256",
+        )
+
+
+def statistics_problems(statistics: Object) -> Iterator[Problem]:
+    """What is wrong with the header of a statistics file beyond its structure."""
+    for index, entry in _entries(statistics, "timesteps"):
+        start, stop = entry.get("start"), entry.get("stop")
+        if _is_number(start) and _is_number(stop) and start >= stop:
+            yield Problem(
+                "empty-range",
+                f"the bin from {start} to {stop} is empty",
+                "A bin holds start <= t < stop.",
+                pointer=f"/timesteps/{index}",
+            )
+    for part, modules in _table(statistics, "modules").items():
+        names = [name for name in modules if isinstance(name, str)] if _is_list(modules) else []
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                pointer = child(child("/modules", part), index)
+                yield Problem("duplicate-name", f"{name!r} is listed twice", pointer=pointer)
+
+
+def _schemes(recipe: Object) -> Iterator[Problem]:
+    schemes = recipe.get("schemes")
+    if not isinstance(schemes, dict):
+        return
+    used = set()
+    for index, rule in _entries(recipe, "rules"):
+        scheme = rule.get("scheme")
+        if not isinstance(scheme, str):
+            continue
+        used.add(scheme)
+        if scheme not in schemes:
+            yield Problem(
+                "unknown-scheme",
+                f"no scheme is called {scheme!r}",
+                did_you_mean(scheme, sorted(schemes)),
+                pointer=f"/rules/{index}/scheme",
+            )
+    if _is_list(recipe.get("rules")):
+        for name in schemes:
+            if name not in used:
+                yield Problem(
+                    "unused-scheme",
+                    f"no rule uses the scheme {name!r}",
+                    "Remove it, or give it to a rule.",
+                    pointer=child("/schemes", name),
+                )
+
+
+def _parts(recipe: Object) -> Iterator[Problem]:
+    source = recipe.get("source")
+    if not isinstance(source, dict):
+        return
+    parts = source.get("parts", {"model": "."})
+    if not isinstance(parts, dict):
+        return
+    for section in ("rules", "protected"):
+        for index, entry in _entries(recipe, section):
+            for position, part in _texts(entry, "parts"):
+                if part not in parts:
+                    yield _unknown_part(part, parts, f"/{section}/{index}/parts/{position}")
+    written = _table(recipe, "target").get("parts")
+    if not isinstance(written, dict):
+        return
+    for part in written:
+        if part not in parts:
+            yield _unknown_part(part, parts, child("/target/parts", part))
+    for part in parts:
+        if part not in written:
+            yield Problem(
+                "missing-part",
+                f"the part {part!r} of the source has no file here",
+                "Name a file for every part of the source, or one 'file' for all.",
+                pointer="/target/parts",
+            )
+
+
+def _unknown_part(part: str, parts: Object, pointer: str) -> Problem:
+    message = f"the source has no part called {part!r}"
+    return Problem("unknown-part", message, did_you_mean(part, sorted(parts)), pointer=pointer)
+
+
+def _patterns(recipe: Object) -> Iterator[Problem]:
+    for section in ("rules", "protected"):
+        for index, entry in _entries(recipe, section):
+            for position, text in _texts(entry, "modules"):
+                wrong = check_pattern(text)
+                if wrong is not None:
+                    yield Problem(
+                        "bad-module-pattern",
+                        f"{text!r} is no module pattern: {wrong}",
+                        "A pattern is a dotted name with *, **, {a,b} or {0..9} in it, or re: and "
+                        "a regular expression.",
+                        pointer=f"/{section}/{index}/modules/{position}",
+                    )
+
+
+def _counts(recipe: Object) -> Iterator[Problem]:
+    for section in ("rules", "protected"):
+        for index, entry in _entries(recipe, section):
+            count = _table(entry, "count")
+            fewest, most = count.get("min", 1), count.get("max")
+            if _is_number(fewest) and _is_number(most) and fewest > most:
+                yield Problem(
+                    "empty-range",
+                    f"no count is at least {fewest} and at most {most}",
+                    "min is 1 where it is left out." if "min" not in count else "Swap them?",
+                    pointer=f"/{section}/{index}/count",
+                )
+
+
+def _extensions(recipe: Object) -> Iterator[Problem]:
+    for key, extension in _table(recipe, "extensions").items():
+        if isinstance(extension, dict) and extension.get("must_understand") is True:
+            yield Problem(
+                "not-understood",
+                f"the recipe has to be refused by who does not know {key!r}, and nothing here does",
+                "Use the tool that it is made for, or set must_understand to false.",
+                pointer=child(child("/extensions", key), "must_understand"),
+            )
+
+
+def _source(source: Object) -> Iterator[Problem]:
+    if source.get("path") is not None and source.get("repo") is not None:
+        yield Problem(
+            "conflicting-fields",
+            "a source is a local path or a repository, not both",
+            "Remove 'path' or 'repo'.",
+            pointer="/source/path",
+        )
+    if source.get("revision") is not None and source.get("repo") is None:
+        yield Problem(
+            "revision-without-repo",
+            "a revision says nothing without a repository",
+            "Add 'repo', or remove 'revision'.",
+            pointer="/source/revision",
+        )
+
+
+def _target(target: Object) -> Iterator[Problem]:
+    parts = target.get("parts")
+    if not isinstance(parts, dict):
+        return
+    if "file" in target:
+        yield Problem(
+            "conflicting-fields",
+            "all parts go into one file, or each into its own, not both",
+            "Remove 'file' or 'parts'.",
+            pointer="/target/file",
+        )
+    seen: dict[str, str] = {}
+    for part, file in parts.items():
+        if not isinstance(file, str):
+            continue
+        # Two names that differ in case alone are one file on some systems.
+        first = seen.setdefault(file.casefold(), part)
+        if first != part:
+            yield Problem(
+                "duplicate-file",
+                f"the parts {first!r} and {part!r} would both be written to {file!r}",
+                "Give each its own file, or use 'file' for all parts in one.",
+                pointer=child("/target/parts", part),
+            )
+
+
+def _below(pointer: str, problem: Problem) -> Problem:
+    return replace(problem, pointer=pointer + (problem.pointer or ""))
+
+
+def _table(value: Object, key: str) -> Object:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _entries(value: Object, key: str) -> list[tuple[int, Object]]:
+    """The objects in a list, with their places in it."""
+    found = value.get(key)
+    if not isinstance(found, list):
+        return []
+    return [(index, entry) for index, entry in enumerate(found) if isinstance(entry, dict)]
+
+
+def _texts(value: Object, key: str) -> list[tuple[int, str]]:
+    """The strings in a list, with their places in it."""
+    found = value.get(key)
+    if not isinstance(found, list):
+        return []
+    return [(index, entry) for index, entry in enumerate(found) if isinstance(entry, str)]
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,197 @@
+"""The formats once more, in NumPy and from their definitions: what the package is held against.
+
+``python tests/formats/oracle.py`` writes the golden files anew, from this module alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.uint8]
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALLEST_NORMAL = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
+
+
+@dataclass(frozen=True)
+class Float8:
+    """An fp8 type by its bits: ``values[code]`` for its finite non-negative codes, ascending."""
+
+    exponent_bits: int
+    mantissa_bits: int
+    finite_codes: int
+
+    @cached_property
+    def values(self) -> NDArray[np.float64]:
+        bias = 2 ** (self.exponent_bits - 1) - 1
+        codes = range(self.finite_codes)
+        return np.array([self._value(code, bias) for code in codes], dtype=np.float64)
+
+    def _value(self, code: int, bias: int) -> float:
+        exponent, mantissa = divmod(code, 2**self.mantissa_bits)
+        if exponent == 0:
+            return float(mantissa * 2.0 ** (1 - bias - self.mantissa_bits))
+        return float((1 + mantissa / 2**self.mantissa_bits) * 2.0 ** (exponent - bias))
+
+
+FLOAT8 = {"float8_e4m3fn": Float8(4, 3, 0x7F), "float8_e5m2": Float8(5, 2, 0x7C)}
+
+
+def largest_code(name: str) -> float:
+    """127, 448 or 57344."""
+    return 127.0 if name == "int8" else float(FLOAT8[name].values[-1])
+
+
+def round_bfloat16(values: Floats) -> Floats:
+    """To nearest, ties to even, by adding to the bits; finite input."""
+    bits = values.view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32)
+
+
+def store_scale(values: Floats, dtype: str) -> Floats:
+    """What is read back after storing ``values`` in ``dtype``."""
+    if dtype == "bfloat16":
+        return round_bfloat16(values)
+    if dtype == "float16":
+        return values.astype(np.float16).astype(np.float32)
+    return values
+
+
+def scale_bytes(values: Floats, dtype: str) -> bytes:
+    """Stored scales, little-endian."""
+    if dtype == "bfloat16":
+        return (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    return values.astype("<f2" if dtype == "float16" else "<f4").tobytes()
+
+
+def scales(weight: Floats, group: tuple[int, int], name: str, dtype: str) -> Floats:
+    """The grid of stored scales, group by group."""
+    rows, columns = weight.shape
+    starts = [range(0, rows, group[0]), range(0, columns, group[1])]
+    grid = np.ones((len(starts[0]), len(starts[1])), dtype=np.float32)
+    for i, top in enumerate(starts[0]):
+        for j, left in enumerate(starts[1]):
+            amax = np.abs(weight[top : top + group[0], left : left + group[1]]).max()
+            if amax > 0:
+                scale = np.float32(amax) / np.float32(largest_code(name))
+                grid[i, j] = max(scale, np.float32(SMALLEST_NORMAL[dtype]))
+    return store_scale(grid, dtype)
+
+
+def spread(grid: Floats, group: tuple[int, int], shape: tuple[int, int]) -> Floats:
+    """Each element's own scale."""
+    rows = np.arange(shape[0])[:, None] // group[0]
+    columns = np.arange(shape[1])[None, :] // group[1]
+    each: Floats = grid[rows, columns]
+    return each
+
+
+def encode(weight: Floats, scale: Floats, name: str) -> Codes:
+    """Code bytes, for each element's own scale."""
+    with np.errstate(over="ignore", under="ignore"):
+        ratio = weight / scale
+    if name == "int8":
+        return np.clip(np.rint(ratio), -127, 127).astype(np.int8).view(np.uint8)
+    return round_float8(ratio, FLOAT8[name])
+
+
+def round_float8(ratio: Floats, kind: Float8) -> Codes:
+    """The nearest finite code; of two equally near, the even one; the sign is kept."""
+    values = kind.values
+    magnitude = np.minimum(np.abs(ratio.astype(np.float64)), values[-1])
+    above = np.minimum(np.searchsorted(values, magnitude), len(values) - 1)
+    below = np.maximum(above - 1, 0)
+    up, down = values[above] - magnitude, magnitude - values[below]
+    even = np.where(above % 2 == 0, above, below)
+    code = np.where(up < down, above, np.where(down < up, below, even))
+    signed: Codes = (code + np.where(np.signbit(ratio), 0x80, 0)).astype(np.uint8)
+    return signed
+
+
+def decode(codes: Codes, scale: Floats, name: str) -> Floats:
+    """``float32(code) * float32(scale)``, for each element's own scale."""
+    with np.errstate(under="ignore"):
+        values: Floats = (code_values(codes, name) * scale).astype(np.float32)
+    return values
+
+
+def code_values(codes: Codes, name: str) -> Floats:
+    """What finite codes mean, unscaled."""
+    if name == "int8":
+        return codes.view(np.int8).astype(np.float32)
+    magnitude = FLOAT8[name].values[codes & 0x7F]
+    return np.where(codes & 0x80, -magnitude, magnitude).astype(np.float32)
+
+
+def _golden_weight() -> Floats:
+    random = np.random.default_rng(7)
+    weight = (random.standard_normal((5, 8)) * 0.02).astype(np.float32)
+    weight[0] = np.float32(2.0**-7) * np.array([127, -0.5, 0.5, 1.5, -2.5, 63.5, -127, 0])
+    weight[2] = 0
+    weight[3, 3] = -1.7
+    return weight
+
+
+def golden(name: str) -> dict[str, Any]:
+    """A golden file's content: inputs and outputs as hexadecimal little-endian bytes."""
+    weight = _golden_weight()
+    groups: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
+        "tensor": (weight.shape, {}),
+        "channel": ((1, 8), {}),
+    }
+    if name == "int8":
+        groups["group"] = ((1, 4), {"group_size": 4})
+    else:
+        groups["block"] = ((2, 3), {"block_size": [2, 3]})
+    cases = []
+    for granularity, (group, extra) in groups.items():
+        for dtype in SMALLEST_NORMAL:
+            grid = scales(weight, group, name, dtype)
+            each = spread(grid, group, weight.shape)
+            codes = encode(weight, each, name)
+            spec = {"format": name, "granularity": granularity, "scale_dtype": dtype} | extra
+            cases.append(
+                {
+                    "spec": spec,
+                    "scale": scale_bytes(grid, dtype).hex(),
+                    "codes": codes.tobytes().hex(),
+                    "decoded": decode(codes, each, name).astype("<f4").tobytes().hex(),
+                }
+            )
+    return {"shape": list(weight.shape), "weight": weight.tobytes().hex(), "cases": cases}
+
+
+def golden_plain() -> dict[str, Any]:
+    """float32 in every plain dtype."""
+    weight = _golden_weight()
+    return {
+        "shape": list(weight.shape),
+        "weight": weight.tobytes().hex(),
+        "float64": weight.astype("<f8").tobytes().hex(),
+        "float32": weight.astype("<f4").tobytes().hex(),
+        "float16": weight.astype("<f2").tobytes().hex(),
+        "bfloat16": scale_bytes(round_bfloat16(weight), "bfloat16").hex(),
+    }
+
+
+def main() -> None:
+    for name in ("int8", *FLOAT8):
+        _write(name, golden(name))
+    _write("plain", golden_plain())
+
+
+def _write(name: str, content: dict[str, Any]) -> None:
+    (GOLDEN / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
