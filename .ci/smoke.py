@@ -49,14 +49,12 @@ def main() -> None:
 
 def check_installation() -> None:
     """The package is the installed one, and whole."""
-    package = files("quantrecipe")
-    if "site-packages" not in str(package):
+    package = Path(str(files("quantrecipe")))
+    if "site-packages" not in package.parts:
         sys.exit(f"not the installed package: {package}")
-    for name in ("py.typed", "schema/v1", "layouts", "recipes"):
-        if not package.joinpath(name).is_file() and not any(
-            entry.name.endswith(".json") for entry in package.joinpath(name).iterdir()
-        ):
-            sys.exit(f"the wheel lacks {name}")
+    for pattern in ("py.typed", "schema/v1/*.json", "layouts/*.json", "recipes/*.json"):
+        if not any(package.glob(pattern)):
+            sys.exit(f"the wheel lacks {pattern}")
     print(f"quantrecipe {quantrecipe.__version__} in {package}")
 
 

@@ -30,9 +30,9 @@ RECIPE = HERE / "recipe.json"
 OUT = ROOT / "demo-output" / "minilm-int8"
 
 PAIRS = (
-    ("The cat slept on the warm windowsill.", "A kitten was napping in the sun."),
-    ("The cat slept on the warm windowsill.", "Le chat dormait au soleil."),
-    ("How do I reset my password?", "I can't log in to my account any more."),
+    ("The cat slept on the windowsill.", "A kitten was napping in the sun."),
+    ("The cat slept on the windowsill.", "Le chat dormait au soleil."),
+    ("How do I reset my password?", "I can't log in to my account."),
     ("How do I reset my password?", "How do I bake sourdough bread?"),
     ("The bank raised its rates.", "Borrowing money got more expensive."),
     ("The bank raised its rates.", "We had a picnic on the river bank."),
@@ -117,7 +117,7 @@ def compare_sentences(source: Path) -> None:
     print(f"  {'fp32':>6} {'int8':>6} {'change':>7}")
     rows = zip(PAIRS, similarity_before, similarity_after, strict=True)
     for (left, right), old, new in rows:
-        print(f"  {old:6.3f} {new:6.3f} {new - old:+7.3f}   {left:<36}{right}")
+        print(f"  {old:6.3f} {new:6.3f} {new - old:+7.3f}   {left:<37}{right}")
     cosine = (before * after).sum(1)
     changes = [abs(a - b) for a, b in zip(similarity_before, similarity_after, strict=True)]
     print(
@@ -154,11 +154,15 @@ def show_errors(lock: dict[str, Any]) -> None:
         cells = [errors[f"encoder.layer.{layer}.{name}"]["sqnr_db"] for _, name in COLUMNS]
         print(f"  layer {layer}  " + "  ".join(f"{bar(db)} {db:4.1f}" for db in cells))
         layer += 1
-    worst = max(error["max_error_in_scales"] for error in errors.values() if error)
+    quantized = {name: error for name, error in errors.items() if error is not None}
+    weakest = min(quantized, key=lambda name: quantized[name]["sqnr_db"])
+    largest = max(error["max_error_in_scales"] for error in quantized.values())
+    least = lock["recipe"]["bounds"]["min_weight_sqnr_db"]
     print(
-        f"\n  Bars run from {BAR_FROM_DB:.0f} to {BAR_TO_DB:.0f} dB; the recipe refuses less than "
-        f"{lock['recipe']['bounds']['min_weight_sqnr_db']:g}. Largest error of any weight: "
-        f"{worst:.3f} of its scale\n  (rounding to nearest allows 0.5)."
+        f"\n  Bars run from {BAR_FROM_DB:.0f} to {BAR_TO_DB:.0f} dB. The recipe publishes nothing "
+        f"below {least:g} dB; the weakest is\n  {weakest} with {quantized[weakest]['sqnr_db']:.1f}."
+        f" No weight is off by more than {largest:.3f} of its scale;\n"
+        "  rounding to nearest allows 0.5."
     )
 
 

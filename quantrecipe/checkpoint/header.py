@@ -3,8 +3,8 @@
 A file is: the header's length (8 bytes, little-endian, unsigned); a JSON object that maps each
 tensor's name to its ``dtype``, ``shape`` and ``data_offsets`` (two byte positions after the header,
 the end exclusive), with an optional ``__metadata__`` of strings; then the tensors, without a hole
-or an overlap. Everything that the safetensors library refuses is refused here, and duplicate keys
-and unknown fields on top.
+or an overlap. Everything that the safetensors library refuses is refused here, and on top of it
+duplicate keys, unknown fields, white space before the object, and metadata that is ``null``.
 """
 
 from __future__ import annotations

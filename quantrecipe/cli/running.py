@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from typing import NoReturn
 
 import click
@@ -40,6 +41,10 @@ def run(command: click.Command) -> NoReturn:
         code = FAILURE
     except OSError as error:
         click.echo(f"error: {error}", err=True)
+        code = FAILURE
+    except Exception:
+        traceback.print_exc()
+        click.echo("internal error: please report the lines above", err=True)
         code = FAILURE
     sys.exit(code if isinstance(code, int) else 0)
 

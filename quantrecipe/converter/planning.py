@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantrecipe.checkpoint import open_parts, read_header
 from quantrecipe.converter.selection import check_capabilities, find_converter
+from quantrecipe.schema.document import STDIN, Document, parse_text, read_parsed
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import recipe_text
 from quantrecipe.schema.statistics import STATISTICS_KEY
-from quantrecipe.schema.validation import load_recipe, parse_recipe
+from quantrecipe.schema.validation import examine_text, located
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRecipe:
-    """A recipe, and the folder that relative paths in it start from."""
+    """A recipe, and where it stands.
+
+    Attributes:
+        recipe: validated.
+        folder: what relative paths in it start from.
+        document: its text, so that problems found later can say where.
+    """
 
     recipe: Recipe
     folder: Path
+    document: Document | None = None
+
+    @contextmanager
+    def locating(self) -> Iterator[None]:
+        """Within it, problems that point into the recipe get its file, line and column."""
+        try:
+            yield
+        except InvalidInput as error:
+            if self.document is None:
+                raise
+            raise located(error, self.document) from error
 
 
 RecipeLike = Recipe | OpenRecipe | Path | str
 
 
 def open_recipe(recipe: RecipeLike) -> OpenRecipe:
-    """Read a recipe from a file or by its built-in name.
+    """Read a recipe: a file, ``-`` for standard input, or the name of a built-in one.
 
     Raises:
         InvalidInput: it cannot be read, or does not hold to the schema.
@@ -37,10 +57,17 @@ def open_recipe(recipe: RecipeLike) -> OpenRecipe:
         return recipe
     if isinstance(recipe, Recipe):
         return OpenRecipe(recipe, Path.cwd())
-    path = Path(recipe)
-    if path.suffix not in (".json", ".yaml", ".yml") and not path.exists():
-        return OpenRecipe(parse_recipe(recipe_text(str(recipe)), f"recipe {recipe}"), Path.cwd())
-    return OpenRecipe(load_recipe(path), path.parent)
+    path, folder = Path(recipe), Path.cwd()
+    if str(recipe) == STDIN:
+        parsed = read_parsed(STDIN)
+    elif path.suffix in (".json", ".yaml", ".yml") or path.exists():
+        parsed, folder = read_parsed(path), path.parent
+    else:
+        parsed = parse_text(recipe_text(str(recipe)), f"recipe {recipe}")
+    examined = examine_text(parsed, kind="recipe")
+    if not isinstance(examined.model, Recipe):
+        raise InvalidInput(examined.problems)
+    return OpenRecipe(examined.model, folder, examined.document)
 
 
 def plan(
@@ -57,12 +84,13 @@ def plan(
         InvalidInput: with every problem found.
     """
     loaded = open_recipe(recipe)
-    check_capabilities(loaded.recipe, find_converter(converter))
-    root = _source_root(loaded, source)
-    parts = open_parts(root, loaded.recipe.source.parts)
-    planned = make_plan(loaded.recipe, parts, _statistics_path(loaded))
-    _check_statistics(planned)
-    return planned
+    with loaded.locating():
+        check_capabilities(loaded.recipe, find_converter(converter))
+        root = _source_root(loaded, source)
+        parts = open_parts(root, loaded.recipe.source.parts)
+        planned = make_plan(loaded.recipe, parts, _statistics_path(loaded))
+        _check_statistics(planned)
+        return planned
 
 
 def _source_root(loaded: OpenRecipe, source: Path | str | None) -> Path:

@@ -72,15 +72,15 @@ def convert(
         OutputError: the output cannot be written.
     """
     loaded = open_recipe(recipe)
-    worker = find_converter(converter)
-    return carry_out(
-        plan(loaded, source, converter=converter),
-        worker,
-        Path(out),
-        block_bytes=block_bytes,
-        force=force,
-        progress=progress,
-    )
+    with loaded.locating():
+        return carry_out(
+            plan(loaded, source, converter=converter),
+            find_converter(converter),
+            Path(out),
+            block_bytes=block_bytes,
+            force=force,
+            progress=progress,
+        )
 
 
 def carry_out(

@@ -12,6 +12,9 @@ MAX_EXPANSION: Final = 10_000
 MAX_DEPTH: Final = 16
 """Braces inside braces."""
 
+MAX_DIGITS: Final = 9
+"""Digits of a number in a range."""
+
 _DEEP = "**"
 # Wildcards and operators of other glob and regex languages: a module is hardly ever called so, and
 # a pattern that silently matches nothing is worse than one that is refused.
@@ -129,9 +132,15 @@ class _Parser:
         for group in (1, 2):
             if found[group] != "0" and found[group].startswith("0"):
                 raise PatternError("a number in a range has a leading zero", found.start(group))
+            if len(found[group]) > MAX_DIGITS:
+                raise PatternError(
+                    f"a number has more than {MAX_DIGITS} digits", found.start(group)
+                )
         low, high = int(found[1]), int(found[2])
         if low > high:
             raise PatternError(f"the range runs backwards; write '{{{high}..{low}}}'", self.at)
+        if high - low >= MAX_EXPANSION:
+            raise PatternError(f"the range holds more than {MAX_EXPANSION:,} numbers", self.at)
         self.at = found.end()
         return _numbers(low, high), high - low + 1
 
@@ -181,6 +190,8 @@ def _same_length(low: str, high: str) -> str:
     if low[0] == high[0]:
         return low[0] + _same_length(low[1:], high[1:])
     rest = len(low) - 1
+    if not int(low) and int(high) == 10 ** len(high) - 1:  # keeps both splits below one-sided
+        return "[0-9]" * len(low)
     pieces = [
         low[0] + _same_length(low[1:], "9" * rest),
         high[0] + _same_length("0" * rest, high[1:]),

@@ -12,6 +12,9 @@ from quantrecipe.schema.published import published_text
 
 Schema = Mapping[str, Any]
 
+# The fields that unions are told apart by.
+_TAGS: Final = ("kind", "format", "granularity")
+
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = MappingProxyType(
     {
         "object": (dict,),
@@ -30,7 +33,7 @@ def known_fields(kind: str, value: Any, tokens: Sequence[str | int]) -> list[str
     root = _schema(kind)
     fields: set[str] = set()
     for schema, found in _at(root, value, tokens):
-        if _fits(root, schema, found):
+        if _fits(schema, found):
             fields.update(schema.get("properties", {}))
     return sorted(fields)
 
@@ -54,7 +57,7 @@ def _at(root: Schema, value: Any, tokens: Sequence[str | int]) -> list[tuple[Sch
         inner = [
             step
             for schema in branches
-            if _fits(root, schema, value)
+            if _fits(schema, value)
             for step in _step(schema, token)
         ]
         branches = [branch for step in inner for branch in _branches(root, step)]
@@ -87,14 +90,15 @@ def _step(schema: Schema, token: str | int) -> Iterator[Schema]:
         yield schema["additionalProperties"]
 
 
-def _fits(root: Schema, schema: Schema, value: Any) -> bool:
+def _fits(schema: Schema, value: Any) -> bool:
     """Whether the value has the type of the branch, and none of its tags says otherwise."""
     if not isinstance(value, _TYPES[schema["type"]]):
         return False
     if not isinstance(value, dict):
         return True
-    for name, inner in schema.get("properties", {}).items():
-        allowed = [inner["const"]] if "const" in inner else inner.get("enum")
-        if isinstance(value.get(name), str) and allowed and value[name] not in allowed:
+    for name in _TAGS:
+        tag = schema.get("properties", {}).get(name, {})
+        allowed = [tag["const"]] if "const" in tag else tag.get("enum")
+        if allowed and isinstance(value.get(name), str) and value[name] not in allowed:
             return False
     return True

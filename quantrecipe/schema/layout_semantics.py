@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, get_args
 
+from quantrecipe.schema.layout import DimName
 from quantrecipe.schema.parsed import child
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.schemes import ScaledFormatName
@@ -13,6 +14,7 @@ from quantrecipe.schema.schemes import ScaledFormatName
 Object = Mapping[str, Any]
 
 SCALED: Final[tuple[str, ...]] = get_args(ScaledFormatName)
+_DIM_NAMES: Final = frozenset(get_args(DimName))
 
 # The named dimensions that the scales of a granularity need: no more, or their number would not
 # follow from the shape of the weight; no fewer, or they would not fit in.
@@ -101,9 +103,11 @@ def _scales(tensors: Object, name: str, pointer: str) -> Iterator[Problem]:
 
 def _shape(shape: list[Any], granularity: str, pointer: str) -> Iterator[Problem]:
     named = [dim for dim in shape if isinstance(dim, str)]
+    fixed = [dim for dim in shape if type(dim) is int]
+    if not _DIM_NAMES.issuperset(named) or min(fixed, default=1) < 1:
+        return
     needed = _DIMS[granularity]
-    fixed = [dim for dim in shape if isinstance(dim, int) and not isinstance(dim, bool)]
-    if sorted(named) != sorted(needed) or any(dim != 1 for dim in fixed):
+    if sorted(named) != sorted(needed) or max(fixed, default=1) > 1:
         wanted = " and ".join(sorted(needed)) or "no named dimension"
         yield Problem(
             "bad-shape",
@@ -119,7 +123,7 @@ def _granularity(tensors: Object, held: Object, pointer: str) -> Iterator[Proble
     if not isinstance(shapes, dict) or not isinstance(said, list):
         return
     known = [entry for entry in said if isinstance(entry, str)]
-    if set(shapes) != set(known):
+    if _DIMS.keys() >= set(shapes) != set(known):
         yield Problem(
             "granularity-mismatch",
             f"scales have shapes for {_listed(shapes)}, but the layout holds {_listed(known)}",

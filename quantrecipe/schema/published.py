@@ -86,11 +86,9 @@ def _clean(node: Any) -> Any:
 def _clean_entry(key: str, value: Any) -> Any:
     if key in ("properties", "$defs") and isinstance(value, dict):
         # These hold schemas under names that are no keywords.
-        return (
-            {name: _clean(schema) for name, schema in sorted(value.items())}
-            if (key == "$defs")
-            else {name: _clean(schema) for name, schema in value.items()}
-        )
+        return {name: _clean(schema) for name, schema in value.items()}
+    if key == "default" and isinstance(value, dict):
+        return {name: entry for name, entry in value.items() if entry is not None}
     return value if key in ("default", "examples", "const", "enum") else _clean(value)
 
 

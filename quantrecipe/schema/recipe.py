@@ -128,7 +128,7 @@ class Target(Model):
     parts: Annotated[dict[PartName, TargetFile], NonEmpty] | None = None
     """Part name to output file, when each part goes into its own; in place of ``file``."""
 
-    passthrough_dtype: PlainDType | Literal["keep"] = "bfloat16"
+    passthrough_dtype: Literal[PlainDType, "keep"] = "bfloat16"
     """What a module that the source holds quantized, and that nothing matches, is dequantized to;
     ``keep`` passes its stored format on."""
 

@@ -100,7 +100,8 @@ def encode(weight: Floats, scale: Floats, name: str) -> Codes:
     with np.errstate(over="ignore", under="ignore"):
         ratio = weight / scale
     if name == "int8":
-        return np.clip(np.rint(ratio), -127, 127).astype(np.int8).view(np.uint8)
+        codes: Codes = np.clip(np.rint(ratio), -127, 127).astype(np.int8).view(np.uint8)
+        return codes
     return round_float8(ratio, FLOAT8[name])
 
 
@@ -129,7 +130,8 @@ def code_values(codes: Codes, name: str) -> Floats:
     if name == "int8":
         return codes.view(np.int8).astype(np.float32)
     magnitude = FLOAT8[name].values[codes & 0x7F]
-    return np.where(codes & 0x80, -magnitude, magnitude).astype(np.float32)
+    values: Floats = np.where(codes & 0x80, -magnitude, magnitude).astype(np.float32)
+    return values
 
 
 def _golden_weight() -> Floats:

@@ -42,7 +42,7 @@ def float8_bound(weight: Tensor, s: Tensor, name: str) -> Tensor:
 
 
 @given(data=st.data())
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_no_error_exceeds_its_bound(data: st.DataObject, kit: Any) -> None:
     weight, spec = data.draw(kit.cases())
     stored = quantize(weight, spec)
@@ -60,9 +60,9 @@ def test_no_error_exceeds_its_bound(data: st.DataObject, kit: Any) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_normal_scales_give_the_plain_bound(data: st.DataObject, kit: Any) -> None:
-    """Where the scale is the rounded ``amax / largest``, only bfloat16 can clip, and only a little."""
+    """A scale that is the rounded ``amax / largest`` clips too little to show."""
     weight, spec = data.draw(kit.cases(moderate=True))
     stored = quantize(weight, spec)
     assert stored.scale is not None

@@ -43,7 +43,7 @@ def agree(weight: torch.Tensor, spec: Any, oracle: Any) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=400)
+@settings(max_examples=250)
 def test_agrees_with_numpy(data: st.DataObject, kit: Any) -> None:
     weight, spec = data.draw(kit.cases())
     agree(weight, spec, kit.oracle)

@@ -20,7 +20,7 @@ def bits(tensor: Tensor | None) -> Tensor:
 
 
 @given(data=st.data())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_requantizing_reproduces_the_codes(data: st.DataObject, kit: Any) -> None:
     weight, spec = data.draw(kit.cases())
     stored = quantize(weight, spec)

@@ -260,7 +260,9 @@ def test_what_matches_what(pattern: str, name: str, expected: bool) -> None:
         ("{00..3}", "leading zero", 2),
         ("{0..03}", "leading zero", 5),
         ("{-1..3}", "a range is two whole numbers in braces", 4),
-        ("{0..10000}", "more than 10,000 alternatives", None),
+        ("{0..10000}", "more than 10,000 numbers", 2),
+        ("{0..4999,0..5000}", "more than 10,000 alternatives", None),
+        ("{1..1000000000}", "more than 9 digits", 5),
         ("{0..100}.{0..99}", "more than 10,000 alternatives", None),
         ("{" * (MAX_DEPTH + 1), "nest deeper", MAX_DEPTH + 1),
         ("a?", "'?' has no meaning in a glob", 2),
@@ -326,9 +328,9 @@ def test_hostile_patterns_finish_on_very_long_names(pattern: str) -> None:
 
 def test_many_large_patterns_all_answer() -> None:
     # More than one automaton holds; none may run out of memory and answer "no" instead.
-    patterns = [rf"re:x{number}(\pL|\pN){{9}}.*end" for number in range(150)]
+    patterns = [rf"re:x{number}-(\pL|\pN){{9}}.*end" for number in range(60)]
     compiled = Patterns.compile(patterns)
-    assert [compiled.matches(f"x{n}ääääääääÄ-end") for n in range(150)] == list(range(150))
+    assert [compiled.matches(f"x{n}-ääääääääÄ-end") for n in range(60)] == list(range(60))
     assert len({id(automaton) for automaton, _ in compiled._sets}) > 1
 
 
