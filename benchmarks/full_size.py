@@ -4,7 +4,7 @@
 
 Writes the FP8 source (18.6 GB at scale 1), converts it with the command line in a process of its
 own, and in the same run reads the same source and writes as many bytes as the conversion did,
-before and after it, each time with cold reads and an fsync. Prints a Markdown table and deletes
+twice, each time with cold reads and an fsync. Prints a Markdown table and deletes
 everything it made.
 """
 

@@ -90,7 +90,8 @@ def heading(text: str) -> None:
 
 def convert(source: Path) -> None:
     """Run the real command line, shown as one would type it."""
-    arguments = ["--recipe", str(RECIPE.relative_to(ROOT)), str(source)]
+    shown = source.relative_to(ROOT) if source.is_relative_to(ROOT) else source
+    arguments = ["--recipe", str(RECIPE.relative_to(ROOT)), str(shown)]
     arguments += ["--out", str(OUT.relative_to(ROOT)), "--force"]
     print(f"$ convert {shlex.join(arguments)}", flush=True)
     program = Path(sys.executable).with_name("convert")

@@ -74,15 +74,16 @@ class FileWriter:
             size = given.nbytes
             try:
                 with self._lock:
+                    covered.claim(offset, offset + size)
+                    if size == 0:  # fine even after the last byte, which finishes the file
+                        return
                     if self._finished:
                         raise ValueError("the file is finished")
-                    covered.claim(offset, offset + size)
                     file = self._file
                     if file is None:
                         file = self._file = self.path.open("rb+", buffering=0)
-                if size:
-                    with given.cast("B") as view:
-                        self._write_all(file, view, self.plan.offsets[tensor] + offset)
+                with given.cast("B") as view:
+                    self._write_all(file, view, self.plan.offsets[tensor] + offset)
             except ValueError as error:
                 raise ValueError(f"{self.plan.path} [{tensor}]: {error}") from None
             except OSError as error:

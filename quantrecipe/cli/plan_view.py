@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from quantrecipe.cli.tables import human_bytes, table
-from quantrecipe.schema.grouping import collapse
+from quantrecipe.schema.name_groups import collapse, skeleton
 from quantrecipe.schema.plan import Plan, PlannedModule, PlannedTensor
 from quantrecipe.schema.schemes import AnyWeight, PlainWeight, Scheme
 
@@ -74,7 +74,7 @@ def _modules_table(modules: Iterable[PlannedModule]) -> str:
     for module in modules:
         key = (
             module.part,
-            "".join("#" if char.isdigit() else char for char in module.name),
+            skeleton(module.name),
             f"[{module.source.out_features}, {module.source.in_features}]",
             describe_weight(module.source.weight),
             describe_weight(module.weight),
@@ -84,12 +84,13 @@ def _modules_table(modules: Iterable[PlannedModule]) -> str:
     rows: list[tuple[str, ...]] = []
     shown_part = None
     for (part, _, shape, before, after, why), members in groups.items():
-        for pattern, names in collapse(module.name for module in members):
+        for group in collapse(module.name for module in members):
+            names = set(group.names)
             chosen = [module for module in members if module.name in names]
             rows.append(
                 (
                     part if part != shown_part else "",
-                    pattern,
+                    group.pattern,
                     f"{len(chosen)}",
                     shape,
                     f"{before} -> {after}" if before != after else before,

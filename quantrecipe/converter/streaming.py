@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class StreamingConverter:
 
     def convert(self, job: Job) -> Iterator[ModuleResult]:
         """See ``Converter.convert``. Memory is set by ``job.block_bytes``, whatever the model."""
-        with SourceReader(job.plan.source_files) as reader:
+        with one_thread(), SourceReader(job.plan.source_files) as reader:
             work = _Work(job, reader)
             for module in job.plan.modules:
                 yield work.module(module)
@@ -173,6 +174,17 @@ class _Work:
         if smoothing.apply == "online":
             self.job.write(module.outputs["smoothing"], 0, as_memory(factors))
         return factors
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Blocks stay in one core's cache: more threads for one block only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _smooth(block: Tensor, factors: Tensor | None) -> Tensor:

@@ -55,10 +55,7 @@ def _at(root: Schema, value: Any, tokens: Sequence[str | int]) -> list[tuple[Sch
     branches = list(_branches(root, root))
     for token in tokens:
         inner = [
-            step
-            for schema in branches
-            if _fits(schema, value)
-            for step in _step(schema, token)
+            step for schema in branches if _fits(schema, value) for step in _step(schema, token)
         ]
         branches = [branch for step in inner for branch in _branches(root, step)]
         value = value[token]

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from quantrecipe.schema.base import PATTERN_MEANINGS
 from quantrecipe.schema.known import known_fields, known_types
 from quantrecipe.schema.parsed import describe, join
-from quantrecipe.schema.problems import Problem, did_you_mean
+from quantrecipe.schema.problems import Problem, closest, did_you_mean
 
 Tokens = tuple[str | int, ...]
 
@@ -64,9 +64,19 @@ def problem_of(kind: str, value: Any, error: ErrorDetails) -> Problem:
         tokens = walk(value, loc[:-1])
         return _of_key(tokens, error)
     if error["type"] == "missing":
-        return _missing(walk(value, loc[:-1]), loc[-1], error)
+        return _missing(kind, value, walk(value, loc[:-1]), loc[-1])
     tokens = walk(value, loc)
     return _of_value(kind, value, tokens, error)
+
+
+def is_echo(error: ErrorDetails) -> bool:
+    """Whether a list or an object is only short of the entries that other errors speak of."""
+    found = error["input"]
+    return (
+        error["type"] == "too_short"
+        and isinstance(found, list | dict)
+        and len(found) >= error.get("ctx", {})["min_length"]
+    )
 
 
 def walk(value: Any, loc: Sequence[str | int]) -> Tokens:
@@ -105,13 +115,19 @@ def _of_key(tokens: Tokens, error: ErrorDetails) -> Problem:
     )
 
 
-def _missing(tokens: Tokens, last: str | int, error: ErrorDetails) -> Problem:
+def _missing(kind: str, value: Any, tokens: Tokens, last: str | int) -> Problem:
+    holder = value
+    for token in tokens:
+        holder = holder[token]
     if isinstance(last, int):
-        found = error["input"]
-        count = len(found) if isinstance(found, list | tuple) else last
+        count = len(holder)
         message = f"the list is too short: it has {count} {_entries(count)}"
         return Problem("too-short", message, "Add what is missing.", pointer=join(tokens))
-    return Problem("missing-field", f"the field {last!r} is missing", pointer=join((*tokens, last)))
+    message, hint = f"the field {last!r} is missing", None
+    if isinstance(holder, dict):
+        near = closest(last, holder.keys() - set(known_fields(kind, value, tokens)))
+        hint = f"There is {near!r}; is that it?" if near else None
+    return Problem("missing-field", message, hint, pointer=join((*tokens, last)))
 
 
 def _of_value(kind: str, value: Any, tokens: Tokens, error: ErrorDetails) -> Problem:
@@ -150,7 +166,7 @@ def _of_union(kind: str, value: Any, tokens: Tokens, error: ErrorDetails) -> Pro
         types = [_TYPE_WORDS[name] for name in known_types(kind, value, tokens) if name != "null"]
         return _wrong_type(" or ".join(types) or "something else", found, join(tokens))
     if error["type"] == "union_tag_not_found" or not isinstance(found, dict):
-        return _missing(tokens, tag, error)
+        return _missing(kind, value, tokens, tag)
     expected = str(context.get("expected_tags", ""))
     return _of_literal(found.get(tag), expected, join((*tokens, tag)))
 

@@ -28,7 +28,7 @@ class NameGroup:
 
 
 def skeleton(name: str) -> str:
-    """The name with ``#`` for each run of digits: names of equal skeleton differ in numbers only."""
+    """The name with ``#`` for each run of digits; equal skeletons differ in numbers only."""
     return _DIGITS.sub("#", name)
 
 
@@ -109,7 +109,7 @@ def _weave(texts: Sequence[str], numbers: Sequence[str]) -> str:
 def _braces(numbers: Sequence[str]) -> str:
     """``{0..33}``, ``{3,9,31}``, ``{0..3,7}``; a single number stands for itself."""
     plain = sorted({int(number) for number in numbers if _counts(number)})
-    items = [_run(start, stop) for start, stop in _runs(plain)]
+    items = [item for start, stop in _runs(plain) for item in _run(start, stop)]
     items += [number for number in numbers if not _counts(number)]
     if len(items) == 1 and ".." not in items[0]:
         return items[0]
@@ -134,10 +134,10 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, previous
 
 
-def _run(start: int, stop: int) -> str:
+def _run(start: int, stop: int) -> list[str]:
     if stop - start >= 2:
-        return f"{start}..{stop}"
-    return str(start) if start == stop else f"{start},{stop}"
+        return [f"{start}..{stop}"]
+    return [str(number) for number in range(start, stop + 1)]
 
 
 def _escape(found: re.Match[str]) -> str:

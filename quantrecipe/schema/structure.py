@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from quantrecipe.schema.base import Model
 from quantrecipe.schema.layout import LAYOUT_VERSION, Layout
 from quantrecipe.schema.lock import LOCK_VERSION, Lock
-from quantrecipe.schema.messages import problem_of
+from quantrecipe.schema.messages import is_echo, problem_of
 from quantrecipe.schema.parsed import describe
 from quantrecipe.schema.problems import Problem, did_you_mean
 from quantrecipe.schema.recipe import RECIPE_VERSION, Recipe
@@ -53,7 +53,8 @@ def structure_problems(value: Any, kind: str) -> tuple[Problem, ...]:
     try:
         build(value, kind)
     except ValidationError as error:
-        return tuple(problem_of(kind, value, each) for each in error.errors(include_url=False))
+        errors = error.errors(include_url=False)
+        return tuple(problem_of(kind, value, each) for each in errors if not is_echo(each))
     return ()
 
 

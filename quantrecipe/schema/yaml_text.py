@@ -214,10 +214,10 @@ class _Reader:
             self.root = value
 
     def _key(self, event: yaml.NodeEvent, holder: _Open) -> None:
-        self._refuse_features(event, holder.pointer)
         if not isinstance(event, yaml.ScalarEvent):
             message = "a key must be text, not a list, an object or an alias"
             raise _UnreadableError(self._at(event.start_mark, "non-string-key", message))
+        self._refuse_features(event, holder.pointer)
         key = str(event.value)
         if event.style is None and key == "<<":
             hint = "Write the fields out."
@@ -257,6 +257,8 @@ class _Reader:
         return self._text(event, text, pointer)
 
     def _text(self, event: yaml.ScalarEvent, text: str, pointer: str) -> str:
+        # Escapes stand for UTF-16 units, as in JSON, so two of them may be one character.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         if not has_lone_surrogate(text):
             return text
         message = "the string holds half of a surrogate pair, which UTF-8 cannot"

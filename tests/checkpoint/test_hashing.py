@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def test_files_and_ranges_in_blocks_of_any_size(
     bounds = sorted(min(cut, len(data)) for cut in cuts)
     spans = {
         str(at): (start, end - start)
-        for at, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+        for at, (start, end) in enumerate(pairwise(bounds))
         if at % 2 == 0 or start == end
     }
     whole, parts = digests(path, spans, block)

@@ -123,7 +123,7 @@ def _empty(folder: Path) -> None:
 
 
 def _near(folder: Path) -> None:
-    put(folder / "W1" / "m.safetensors", "a")
+    put(folder / "w1" / "m.safetensors", "a")
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
@@ -144,7 +144,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
         ["text-encoder/, transformer/", '"text_encoder": "w/text-encoder"'],
     ),
     "empty": (_empty, "no-safetensors", ["it is empty"]),
-    "missing": (_near, "missing-part", ["Did you mean 'W1'?"]),
+    "missing": (_near, "missing-part", ["Did you mean 'w1'?"]),
 }
 
 

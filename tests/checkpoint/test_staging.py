@@ -33,6 +33,16 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def publish(out: Path, *order: str) -> None:
+    with Staging(out) as staging:
+        fill(staging.folder, FILES)
+        staging.publish(force=True, lock=LOCK, order=order)
+
+
 @pytest.mark.parametrize("exists", [False, True], ids=["absent", "empty"])
 def test_a_new_output_appears_whole(tmp_path: Path, exists: bool) -> None:
     out = tmp_path / "deep" / "out"
@@ -45,7 +55,7 @@ def test_a_new_output_appears_whole(tmp_path: Path, exists: bool) -> None:
         assert not exists or tree(out) == {}
         staging.publish(lock=LOCK)
     assert tree(out) == FILES | {"sub/config.json": "{}"}
-    assert os.listdir(out.parent) == ["out"]
+    assert names(out.parent) == ["out"]
     if exists:
         assert stat.S_IMODE(out.stat().st_mode) == 0o750
 
@@ -67,7 +77,7 @@ def test_what_is_not_published_leaves_nothing(
     else:
         with pytest.raises(error):
             work()
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_files_in_the_way_are_listed_and_kept(tmp_path: Path) -> None:
@@ -88,7 +98,7 @@ def test_unrelated_files_do_not_ask_for_force(tmp_path: Path) -> None:
         fill(staging.folder, FILES)
         staging.publish(lock=LOCK)
     assert tree(tmp_path / "out") == FILES | {"notes.txt": "mine"}
-    assert os.listdir(tmp_path) == ["out"]
+    assert names(tmp_path) == ["out"]
 
 
 def test_force_replaces_ours_and_removes_what_ours_left_behind(tmp_path: Path) -> None:
@@ -121,9 +131,8 @@ def test_a_half_replaced_folder_has_no_lock(
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", failing)
-    with pytest.raises(OutputError, match="Input/output error"), Staging(tmp_path / "out") as staging:  # fmt: skip
-        fill(staging.folder, FILES)
-        staging.publish(force=True, lock=LOCK, order=["m.safetensors"])
+    with pytest.raises(OutputError, match="Input/output error"):
+        publish(tmp_path / "out", "m.safetensors")
     assert seen == ["m.safetensors", "m.safetensors.index.json"]
     assert tree(tmp_path) == {
         "out/m.safetensors": "weights",
@@ -164,8 +173,8 @@ def test_obstacles_that_force_does_not_move(tmp_path: Path, obstacle: str, said:
 def test_destinations_that_are_fine(tmp_path: Path) -> None:
     check_destination(tmp_path, ["a"], force=False)
     check_destination(tmp_path / "not" / "there", ["a"], force=False)
+    fill(tmp_path, {"file": ""})
     with pytest.raises(OutputError, match="is not a folder"):
-        fill(tmp_path, {"file": ""})
         check_destination(tmp_path / "file" / "below", ["a"], force=False)
 
 
@@ -253,7 +262,7 @@ def test_inside_where_beside_is_not_possible(
         fill(staging.folder, FILES)
         staging.publish(lock=LOCK)
     assert tree(out) == FILES
-    assert sorted(os.listdir(out)) == sorted(FILES)
+    assert names(out) == sorted(FILES)
 
 
 def test_files_are_synced_before_they_appear(
@@ -263,8 +272,8 @@ def test_files_are_synced_before_they_appear(
     fsync = os.fsync
 
     def noting(descriptor: int) -> None:
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
-        synced.append(Path(name).relative_to(tmp_path).as_posix())
+        link = Path(f"/proc/self/fd/{descriptor}")
+        synced.append(link.readlink().relative_to(tmp_path).as_posix())
         fsync(descriptor)
 
     if not Path("/proc/self/fd").exists():

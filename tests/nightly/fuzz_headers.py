@@ -27,7 +27,7 @@ from quantrecipe.checkpoint import read_header
 from quantrecipe.schema.dtypes import BY_CODE, DTYPES
 from quantrecipe.schema.placement import encode_header
 from quantrecipe.schema.problems import InvalidInput
-from quantrecipe.schema.tensors import OutputTensor
+from quantrecipe.schema.tensors import OutputTensor, SourceFileInfo
 
 SLOWEST_SECONDS = 2.0
 STRICTER = frozenset(
@@ -42,11 +42,28 @@ TOKENS = [
 ]
 VALUES: list[Any] = [
     *(None, True, False, -1, 0, 1, 2, 3, 7, 8, 2**31, 2**32, 2**63, 2**64 - 1, 2**64, 1.0, 1e308),
-    *("", "U8", "F4", "F32", "u8", "x", [], [0], [0, 0], [1], [2, 3], [-1], [[]], [None], {}, {"a": 1}),
-]  # fmt: skip
+    *(
+        "",
+        "U8",
+        "F4",
+        "F32",
+        "u8",
+        "x",
+        [],
+        [0],
+        [0, 0],
+        [1],
+        [2, 3],
+        [-1],
+        [[]],
+        [None],
+        {},
+        {"a": 1},
+    ),
+]
 
 
-class Finding(AssertionError):
+class FindingError(AssertionError):
     """A file on which the reader does not hold what it promises."""
 
 
@@ -134,7 +151,7 @@ def make(rng: random.Random) -> bytes:
 def library_reads(data: bytes) -> dict[str, tuple[str, tuple[int, ...], int]] | None:
     """What the safetensors library sees in a file; ``None`` if it refuses it."""
     try:
-        tensors = safetensors.deserialize(data)
+        tensors = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError:
         return None
     return {
@@ -150,29 +167,30 @@ def check(data: bytes, path: Path) -> str:
         ``read``, ``refused by both``, or the kind for which only this reader refuses.
 
     Raises:
-        Finding: the readers disagree in a way they must not, or this one failed or dawdled.
+        FindingError: the readers disagree in a way they must not, or this one failed or dawdled.
     """
     path.write_bytes(data)
     start = time.perf_counter()
-    ours, kinds = None, ()
+    ours: SourceFileInfo | None = None
+    kinds: tuple[str, ...] = ()
     try:
         ours = read_header(path)
     except InvalidInput as error:
         kinds = tuple(problem.kind for problem in error.problems)
     except Exception as error:
-        raise Finding(f"{error!r} on {data!r}") from error
+        raise FindingError(f"{error!r} on {data!r}") from error
     if (seconds := time.perf_counter() - start) > SLOWEST_SECONDS:
-        raise Finding(f"took {seconds:.1f} s on {data!r}")
+        raise FindingError(f"took {seconds:.1f} s on {data!r}")
     theirs = library_reads(data)
     if ours is not None:
         read = {name: (one.dtype, one.shape, one.nbytes) for name, one in ours.tensors.items()}
         if read != theirs:
-            raise Finding(f"read {read}, the library {theirs}, of {data!r}")
+            raise FindingError(f"read {read}, the library {theirs}, of {data!r}")
         return "read"
     if theirs is None:
         return "refused by both"
     if not STRICTER.issuperset(kinds):
-        raise Finding(f"refused as {kinds}, and the library reads {data!r}")
+        raise FindingError(f"refused as {kinds}, and the library reads {data!r}")
     return f"stricter: {kinds[0]}"
 
 
@@ -190,14 +208,16 @@ def run(count: int, seed: int) -> Counter[str]:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     start = time.perf_counter()
     try:
         verdicts = run(arguments.count, arguments.seed)
-    except Finding as finding:
+    except FindingError as finding:
         sys.stderr.write(f"seed {arguments.seed}: {finding}\n")
         return 1
     for verdict, times in verdicts.most_common():

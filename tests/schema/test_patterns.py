@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -299,9 +301,18 @@ def test_every_invalid_pattern_is_reported() -> None:
     assert [problem.kind for problem in caught.value.problems] == ["invalid-pattern"] * 2
 
 
-@pytest.mark.parametrize("order", [("a.b", "a.*"), ("a.*", "a.b"), ("x", "**", "a.b")])
-def test_exact_names_and_globs_share_one_order(order: tuple[str, ...]) -> None:
-    assert Patterns.compile(order).matches("a.b") == (1 if order[0] == "x" else 0)
+@pytest.mark.parametrize(
+    ("order", "first"),
+    [
+        (("a.b", "a.*"), 0),
+        (("a.*", "a.b"), 0),
+        (("x*", "a.b", "a.*"), 1),
+        (("x*", "y", "**", "a.b"), 2),
+        (("x", "a.b", "a.b"), 1),
+    ],
+)
+def test_exact_names_and_globs_share_one_order(order: tuple[str, ...], first: int) -> None:
+    assert Patterns.compile(order).matches("a.b") == first
 
 
 def test_no_pattern_matches_nothing() -> None:
@@ -341,3 +352,33 @@ def test_expressions_are_loaded_only_when_needed() -> None:
         "assert 're2' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- the documentation ----------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "patterns.md"
+
+
+def table(columns: int) -> list[list[list[str]]]:
+    """The rows of the page's table that has so many columns: the code in each cell."""
+    rows = []
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = re.split(r"(?<!\\)\|", line)[1:-1]
+        codes = [re.findall(r"`([^`]+)`", cell.replace(r"\|", "|")) for cell in cells]
+        if len(cells) == columns and codes[0]:
+            rows.append(codes)
+    assert len(rows) > 10
+    return rows
+
+
+@pytest.mark.parametrize("row", table(3), ids=lambda row: row[0][0])
+def test_the_documented_examples_hold(row: list[list[str]]) -> None:
+    (pattern,), matching, others = row
+    assert check_pattern(pattern) is None
+    assert [name for name in matching if not matches(pattern, name)] == []
+    assert [name for name in others if matches(pattern, name)] == []
+
+
+@pytest.mark.parametrize("row", table(2), ids=lambda row: row[0][0])
+def test_what_is_documented_as_refused_is(row: list[list[str]]) -> None:
+    assert check_pattern(row[0][0]) is not None

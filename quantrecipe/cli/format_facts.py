@@ -1,0 +1,111 @@
+"""The numeric formats in words, from the models that recipes are checked with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Final, get_args
+
+from quantrecipe.schema.dtypes import DTYPES, PLAIN_DTYPES
+from quantrecipe.schema.schemes import AnyScaledWeight, FormatName, PlainWeight, ScaledWeight
+
+
+@dataclass(frozen=True, slots=True)
+class Granularity:
+    """One way of sharing scales: its name, and in words what shares one."""
+
+    name: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class FormatFacts:
+    """What a format is.
+
+    Attributes:
+        name: the name recipes use.
+        summary: one sentence.
+        bits: of a stored number, scales not counted.
+        granularities: how scales are shared; empty where there are none.
+        scale_dtypes: what scales may be stored in.
+        stored: the tensors that a weight becomes.
+        bound: how far a number may be from what is read back, in words.
+    """
+
+    name: str
+    summary: str
+    bits: int
+    granularities: tuple[Granularity, ...]
+    scale_dtypes: tuple[str, ...]
+    stored: str
+    bound: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+_CODES: Final = (
+    "the codes [out, in] and a scale for each group; scales are stored first, and codes are "
+    "computed from the scale as stored"
+)
+_SUMMARIES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "float64": "IEEE double precision.",
+        "float32": "IEEE single precision.",
+        "float16": "IEEE half precision: 11 significant bits, largest number 65504.",
+        "bfloat16": "The upper half of a float32: 8 significant bits, the range of float32.",
+        "int8": "Signed 8-bit codes in [-127, 127] times a scale; zero is code 0.",
+        "float8_e4m3fn": "8-bit floats of 4 significant bits, up to 448, times a scale.",
+        "float8_e5m2": "8-bit floats of 3 significant bits, up to 57344, times a scale.",
+    }
+)
+_BOUNDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "float64": "exact for every dtype that is read",
+        "float32": "exact, but for float64: half a unit in the last of 24 bits",
+        "float16": "half a unit in the last of 11 bits, 2^-25 below 2^-14; beyond 65504 is refused",
+        "bfloat16": "half a unit in the last of 8 bits; exact for fp8",
+        "int8": "half a scale: s (1/2 + 127 * 2^-23), where s = stored(absmax / 127) is normal",
+        "float8_e4m3fn": "max(|w| / 17, s / 1024), and nowhere more than 16 s, where s = "
+        "stored(absmax / 448) is normal",
+        "float8_e5m2": "max(|w| / 9, s / 131072), where s = stored(absmax / 57344) is normal",
+    }
+)
+
+
+def format_names() -> list[str]:
+    """Every format that a recipe can name, in the order of the schema."""
+    return list(get_args(FormatName))
+
+
+def format_facts(name: str) -> FormatFacts:
+    """What is known of a format; ``name`` is one of ``format_names``."""
+    scaled = [model for model in get_args(AnyScaledWeight) if name in _formats_of(model)]
+    plain = name in PLAIN_DTYPES
+    return FormatFacts(
+        name=name,
+        summary=_SUMMARIES[name],
+        bits=DTYPES[name].bits,
+        granularities=tuple(
+            Granularity(str(_literal(model, "granularity")[0]), _first(model)) for model in scaled
+        ),
+        scale_dtypes=() if plain else _literal(ScaledWeight, "scale_dtype"),
+        stored="the numbers themselves, [out, in]" if plain else _CODES,
+        bound=_BOUNDS[name],
+    )
+
+
+def _formats_of(model: type[ScaledWeight | PlainWeight]) -> tuple[str, ...]:
+    return _literal(model, "format")
+
+
+def _literal(model: type[ScaledWeight | PlainWeight], field: str) -> tuple[str, ...]:
+    """What a field may be."""
+    return tuple(get_args(model.model_fields[field].annotation))
+
+
+def _first(model: type[ScaledWeight]) -> str:
+    """The meaning in a model's own words, without the format's name in front."""
+    return (model.__doc__ or "").partition(", ")[2].rstrip(".").replace("``", "")
