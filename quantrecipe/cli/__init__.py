@@ -7,7 +7,6 @@ from typing import Final
 
 import click
 
-from quantrecipe import __version__
 from quantrecipe.cli.running import run
 
 COMMANDS: Final = {
@@ -37,7 +36,7 @@ class _LazyGroup(click.Group):
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="quantrecipe")
+@click.version_option(package_name="quantrecipe")
 def cli() -> None:
     """Quantize checkpoints by recipe, and check what comes out."""
 

@@ -12,6 +12,7 @@ from quantrecipe.checkpoint.scale_values import check_scales
 from quantrecipe.checkpoint.survey import Piece, Survey, survey
 from quantrecipe.cli.origin import Origin, origin_of
 from quantrecipe.schema.config_claims import config_problems, model_type, quantization_of
+from quantrecipe.schema.dtypes import is_plain
 from quantrecipe.schema.foreign_layouts import GGUF, Sighting, foreign_problems, sight
 from quantrecipe.schema.inspection import (
     PartReport,
@@ -24,7 +25,12 @@ from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recognition import Reading, Verdict, recognise
 from quantrecipe.schema.registry import layout_names, named_layout, resolve_layout
 from quantrecipe.schema.schemes import ScaledWeight
-from quantrecipe.schema.suspicions import idle_markers, scale_tensors, stray_scales
+from quantrecipe.schema.suspicions import (
+    idle_markers,
+    packed_weights,
+    scale_tensors,
+    stray_scales,
+)
 from quantrecipe.schema.tensors import TensorInfo
 
 _LARGEST_SIDECAR: Final = 16 << 20
@@ -111,7 +117,8 @@ def _examine_piece(piece: Piece, result: Examined, *, declared: bool) -> Reading
     sighting = None if declared else sight(first.tensors, metadata, quantization)
     verdict = recognise(piece.parts, result.layouts, named=result.named)
     reading = verdict.best
-    if sighting is not None and (not sighting.by_config or not (verdict.fits or reading.quantized)):
+    coded = not reading.quantized and _any_coded(first.tensors)
+    if sighting is not None and (coded or not sighting.by_config):
         result.foreign = True
         result.parts += [report_foreign(part, piece.location, sighting) for part in piece.parts]
         result.problems += foreign_problems(sighting.layout, first.tensors, metadata)
@@ -127,12 +134,18 @@ def _examine_piece(piece: Piece, result: Examined, *, declared: bool) -> Reading
         if not declared:
             every = [named_layout(name) for name in layout_names()]
             result.problems += stray_scales(reading, every)
+            result.problems += packed_weights(reading)
         result.problems += idle_markers(reading)
         quantized = [m.name for m in reading.modules() if isinstance(m.weight, ScaledWeight)]
         result.notes += _notes(verdict, sighting)
     if quantization is not None:
         result.problems += config_problems(quantization, first.tensors, quantized, str(config_file))
     return reading if quantized else None
+
+
+def _any_coded(tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether there are matrices of anything but plain numbers."""
+    return any(len(info.shape) >= 2 and not is_plain(info.dtype) for info in tensors.values())
 
 
 def _reason(verdict: Verdict, result: Examined, declared: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,14 +79,11 @@ def _locked_recipe(found: Survey, problems: list[Problem]) -> Recipe | None:
 
 def _own_locations(recipe: Recipe, found: Survey, problems: list[Problem]) -> dict[str, str]:
     files = target_files(recipe)
-    if found.root.is_file():
-        name = found.root.name
-        mine = {part: "." for part, file in files.items() if _names_file(file, name)}
-        return mine or (dict.fromkeys(files, ".") if len(set(files.values())) == 1 else {})
     located = {part: _locate(found.root, file) for part, file in files.items()}
     here = {part: where for part, where in located.items() if where is not None}
-    if not here and len(found.pieces) == 1 and len(set(files.values())) == 1:
-        return dict.fromkeys(files, found.pieces[0].location)
+    if not here and len(found.pieces) == 1:
+        (piece,) = found.pieces
+        return dict.fromkeys(_written_to(files, piece.parts[0].files[0].path), piece.location)
     for part in files.keys() - here.keys() if here else ():
         problems.append(
             Problem(
@@ -98,12 +96,28 @@ def _own_locations(recipe: Recipe, found: Survey, problems: list[Problem]) -> di
     return here
 
 
-def _names_file(written: str, name: str) -> bool:
-    """Whether a file is the one that a recipe writes, or a shard of it."""
-    own = written.rpartition("/")[2]
-    return name == own or name.startswith(own.removesuffix(SUFFIX) + "-")
+def _written_to(files: Mapping[str, str], path: Path) -> list[str]:
+    """The parts that a file outside its output folder holds; none where that cannot be told."""
+    if len(set(files.values())) == 1:
+        return list(files)
+    whole = path.resolve().as_posix()
+    by_path = [part for part, file in files.items() if _is_file_or_shard(whole, file)]
+    by_name = [
+        part for part, file in files.items() if _is_file_or_shard(whole, file.rpartition("/")[2])
+    ]
+    for parts in (by_path, by_name):
+        if len({files[part] for part in parts}) == 1:
+            return parts
+    return []
+
+
+def _is_file_or_shard(path: str, written: str) -> bool:
+    stem = re.escape("/" + written.removesuffix(SUFFIX))
+    return re.search(rf"{stem}(-[0-9]{{5}}-of-[0-9]{{5}})?{re.escape(SUFFIX)}$", path) is not None
 
 
 def _locate(root: Path, file: str) -> str | None:
+    if root.is_file():
+        return None
     index = f"{file.removesuffix(SUFFIX)}{INDEX_SUFFIX}"
     return next((name for name in (file, index) if (root / name).is_file()), None)

@@ -14,7 +14,7 @@ from quantrecipe.converter.protocol import Job, ModuleResult
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.smoothing import smoothquant_factors
 from quantrecipe.converter.streaming import CAPABILITIES, read_input_absmax, weight_error
-from quantrecipe.formats import cast, dequantize, quantize, row_errors
+from quantrecipe.formats import cast, dequantize, quantize, row_errors, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.schema.plan import PlannedModule
 from quantrecipe.schema.schemes import PlainWeight
@@ -51,7 +51,7 @@ def _module(job: Job, reader: SourceReader, module: PlannedModule) -> ModuleResu
         if isinstance(module.weight, PlainWeight):
             job.write(module.outputs["weight"], 0, as_memory(cast(weight, module.weight.format)))
             return ModuleResult(module.part, module.name, None)
-        weight = weight.float()
+        weight = to_float32(weight)
         if module.smoothing is not None and job.plan.statistics is not None:
             inputs = read_input_absmax(job.plan.statistics, module)
             factors = smoothquant_factors(inputs, weight.abs().amax(0), module.smoothing.alpha)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from quantrecipe.checkpoint import OutputWriter, Staging, check_destination, digests
+from quantrecipe.checkpoint.durable import output_error
+from quantrecipe.checkpoint.errors import some
 from quantrecipe.converter.locking import Digests, make_lock
 from quantrecipe.converter.planning import RecipeLike, open_recipe, plan
 from quantrecipe.converter.protocol import (
@@ -24,8 +29,10 @@ from quantrecipe.converter.sidecars import Sidecar, find_sidecars
 from quantrecipe.schema.lock import LOCK_NAME, Lock, OutputFile
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import InvalidInput, OutputError, Problem
+from quantrecipe.schema.schemes import ScaledWeight
 
 RECIPE_NAME = "recipe.json"
+_SHARD: Final = re.compile(r"-\d{5}-of-\d{5}(?=\.safetensors$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +105,17 @@ def carry_out(
     started = time.monotonic()
     sidecars = find_sidecars(planned)
     paths = _output_paths(planned, sidecars)
-    _keep_source(planned, out, paths)
+    kept = _read_from(planned, sidecars)
+    _keep_source(kept, out, paths)
     check_destination(out, paths, force)
-    stale = _paths_of_old_lock(out) if force else ()
+    stale = [path for path in _paths_of_old_lock(out) if (out / path).resolve() not in kept]
     with Staging(out) as staging:
         with OutputWriter(planned.files, staging.folder) as output:
             job = Job(planned, output, block_bytes, progress)
             results = tuple(converter.convert(job))
             _check_complete(planned, results, converter)
             _check_bounds(planned, results)
-            output.finish()
+            _finish(output, converter)
         for sidecar in sidecars:
             _put(staging.folder, sidecar.path, sidecar.content)
         for path, content in planned.extra_files.items():
@@ -138,8 +146,11 @@ def _digests(planned: Plan, folder: Path) -> tuple[tuple[OutputFile, ...], Diges
 
 def _put(folder: Path, path: str, content: bytes) -> None:
     target = folder.joinpath(*path.split("/"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(content)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    except OSError as error:
+        raise output_error(target, error, len(content)) from error
 
 
 def _pretty(value: object) -> bytes:
@@ -157,35 +168,77 @@ def _output_paths(planned: Plan, sidecars: tuple[Sidecar, ...]) -> tuple[str, ..
     )
 
 
-def _keep_source(planned: Plan, out: Path, paths: tuple[str, ...]) -> None:
+def _read_from(planned: Plan, sidecars: tuple[Sidecar, ...]) -> frozenset[Path]:
+    """Every file that the output is made of, symlinks resolved."""
+    files = [file.path for file in planned.source_files]
+    files += [sidecar.origin for sidecar in sidecars]
+    if planned.statistics is not None:
+        files.append(planned.statistics)
+    return frozenset(file.resolve() for file in files)
+
+
+def _keep_source(kept: frozenset[Path], out: Path, paths: tuple[str, ...]) -> None:
     """The source is never what gets replaced, not even with force."""
-    sources = {file.path.resolve() for part in planned.parts for file in part.files}
     for path in paths:
-        if (out / path).resolve() in sources:
+        if (out / path).resolve() in kept:
             raise OutputError(
-                f"{out / path} is the source itself; choose another output folder or target file"
+                f"{out / path}: belongs to the source, which is never replaced\n"
+                "  Choose another output folder."
             )
 
 
 def _paths_of_old_lock(out: Path) -> tuple[str, ...]:
-    """Files that an earlier conversion into the same folder wrote."""
+    """Files that an earlier conversion into the same folder wrote, the index of shards included."""
     try:
         document = json.loads((out / LOCK_NAME).read_text("utf-8"))
-        return tuple(str(entry["path"]) for entry in document["outputs"])
+        paths = [str(entry["path"]) for entry in document["outputs"]]
     except (OSError, ValueError, KeyError, TypeError):
         return ()
+    indexes = {
+        f"{_SHARD.sub('', path)}.index.json" for path in paths if _SHARD.search(path) is not None
+    }
+    return (*paths, *sorted(indexes))
+
+
+def _finish(output: OutputWriter, converter: Converter) -> None:
+    try:
+        output.finish()
+    except ValueError as error:
+        raise OutputError(
+            f"converter {converter.name!r} left its work undone; nothing was published\n  {error}"
+        ) from error
 
 
 def _check_complete(
     planned: Plan, results: tuple[ModuleResult, ...], converter: Converter
 ) -> None:
     """A converter, perhaps somebody else's, must account for every module once."""
-    wanted = sorted((module.part, module.name) for module in planned.modules)
-    if sorted((result.part, result.name) for result in results) != wanted:
+    wanted = Counter((module.part, module.name) for module in planned.modules)
+    given = Counter((result.part, result.name) for result in results)
+    measured = {(result.part, result.name) for result in results if result.error is not None}
+    unmeasured = [
+        (module.part, module.name)
+        for module in planned.modules
+        if isinstance(module.weight, ScaledWeight)
+        and not module.copied
+        and (module.part, module.name) not in measured
+    ]
+    faults = [
+        *_named("no result for", wanted - given),
+        *_named("a result too many for", given - wanted),
+        *(_named("no error measured for", unmeasured) if wanted == given else ()),
+    ]
+    if faults:
         raise OutputError(
-            f"converter {converter.name!r} accounted for {len(results)} module(s), not for the "
-            f"{len(wanted)} of the plan; nothing was published"
+            f"converter {converter.name!r} did not account for every module once; nothing was "
+            "published\n  " + "\n  ".join(faults)
         )
+
+
+def _named(what: str, modules: Iterable[tuple[str, str]]) -> Iterator[str]:
+    names = [f"{part}: {name}" for part, name in modules]
+    if names:
+        yield f"{what} {some(names)}"
 
 
 def _check_bounds(planned: Plan, results: tuple[ModuleResult, ...]) -> None:

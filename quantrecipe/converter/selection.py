@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantrecipe.converter.protocol import Converter
-from quantrecipe.schema.capabilities import missing, needs
+from quantrecipe.schema.capabilities import Need, missing, needs
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import entry_points_by_name, load_named, resolve_layout
@@ -22,9 +22,19 @@ def find_converter(name: str) -> Converter:
     """A converter by name.
 
     Raises:
-        InvalidInput: none is called that, or what is registered is no converter.
+        InvalidInput: none is called that, it cannot be loaded, or what is registered is no
+            converter.
     """
-    made: Any = load_named(GROUP, name, "converter")()
+    try:
+        made: Any = load_named(GROUP, name, "converter")()
+    except (ImportError, AttributeError) as error:
+        raise InvalidInput(
+            Problem(
+                "broken-entry-point",
+                f"converter {name!r} is registered, and cannot be loaded: {error}",
+                hint="Reinstall or uninstall the project that it comes from.",
+            )
+        ) from error
     if not isinstance(made, Converter):
         raise InvalidInput(
             Problem(
@@ -54,7 +64,7 @@ def check_capabilities(recipe: Recipe, converter: Converter) -> None:
     if not lacking:
         return
     others = [name for name in converter_names() if name != converter.name]
-    able = [name for name in others if not missing(find_converter(name).capabilities, wanted)]
+    able = [name for name in others if _could(name, wanted)]
     hint = (
         f"Could do it: {', '.join(able)} (--converter)."
         if able
@@ -69,3 +79,10 @@ def check_capabilities(recipe: Recipe, converter: Converter) -> None:
         )
         for need in lacking
     )
+
+
+def _could(name: str, wanted: tuple[Need, ...]) -> bool:
+    try:
+        return not missing(find_converter(name).capabilities, wanted)
+    except InvalidInput:  # a broken one is no help, and no reason to fail
+        return False

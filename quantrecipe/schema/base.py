@@ -53,7 +53,7 @@ class Model(BaseModel):
         strict=True,
         populate_by_name=False,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        defer_build=True,
     )
 
     def to_json_value(self) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json.decoder as _decoder
 import re
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from quantrecipe.schema.parsed import (
     JSON_NUMBER,
     MAX_DEPTH,
+    MAX_PROBLEMS,
     JsonValue,
     Parsed,
     at,
@@ -25,6 +27,7 @@ from quantrecipe.schema.parsed import (
     number_problem,
     place_of,
     read_number,
+    too_many,
     unread,
 )
 from quantrecipe.schema.problems import Problem, did_you_mean
@@ -242,6 +245,8 @@ class _Reader:
 
     def _note(self, offset: int, problem: Problem, pointer: str | None = None) -> None:
         place = place_of(self.starts, offset)
+        if len(self.problems) == MAX_PROBLEMS:
+            raise _SyntaxError(at(replace(too_many("faults in the text"), file=self.file), place))
         where = problem.pointer if pointer is None else pointer
         self.problems.append(
             Problem(

@@ -8,8 +8,6 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Final
 
-from quantrecipe.schema.published import published_text
-
 Schema = Mapping[str, Any]
 
 # The fields that unions are told apart by.
@@ -46,6 +44,9 @@ def known_types(kind: str, value: Any, tokens: Sequence[str | int]) -> list[str]
 
 @cache
 def _schema(kind: str) -> Schema:
+    # The generator comes along with the text, and only what is wrong needs suggestions.
+    from quantrecipe.schema.published import published_text
+
     loaded: Schema = json.loads(published_text(kind))
     return loaded
 

@@ -125,7 +125,7 @@ def _missing(kind: str, value: Any, tokens: Tokens, last: str | int) -> Problem:
         return Problem("too-short", message, "Add what is missing.", pointer=join(tokens))
     message, hint = f"the field {last!r} is missing", None
     if isinstance(holder, dict):
-        near = closest(last, holder.keys() - set(known_fields(kind, value, tokens)))
+        near = closest(last, sorted(holder.keys() - set(known_fields(kind, value, tokens))))
         hint = f"There is {near!r}; is that it?" if near else None
     return Problem("missing-field", message, hint, pointer=join((*tokens, last)))
 

@@ -7,6 +7,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -32,6 +33,9 @@ MAX_BYTES: Final = 16 << 20
 
 MAX_INTEGER: Final = (1 << 53) - 1
 """The largest whole number that every JSON reader keeps exactly (RFC 8259, section 6)."""
+
+MAX_PROBLEMS: Final = 200
+"""Problems of one sort that are reported of one document; more would help nobody."""
 
 JsonValue: TypeAlias = bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"] | None
 
@@ -156,6 +160,18 @@ def number_problem(kind: str, text: str) -> Problem:
         f"{shown} is beyond 2^53 - 1, the largest whole number that every reader keeps exactly",
         "Write it as a string if it is an identifier.",
     )
+
+
+def too_many(what: str) -> Problem:
+    """Said instead of the problems that are left out."""
+    message = f"there are more than {MAX_PROBLEMS} {what}; the rest is left out"
+    return Problem("too-many-problems", message, "Mend these first.", pointer="")
+
+
+def capped(problems: Iterable[Problem], what: str) -> tuple[Problem, ...]:
+    """The first problems, and a word on the others."""
+    found = tuple(islice(problems, MAX_PROBLEMS + 1))
+    return found if len(found) <= MAX_PROBLEMS else (*found[:-1], too_many(what))
 
 
 def has_lone_surrogate(text: str) -> bool:

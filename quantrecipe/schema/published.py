@@ -18,6 +18,7 @@ from typing import Any, Final
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from quantrecipe.schema.field_docs import field_docs
 from quantrecipe.schema.parsed import MAX_INTEGER
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -37,6 +38,8 @@ class _Generator(GenerateJsonSchema):
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         found = super().model_schema(schema)
         found.pop("title", None)
+        for name, text in field_docs(schema["cls"]).items():
+            found["properties"][name]["description"] = text
         return found
 
     def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:

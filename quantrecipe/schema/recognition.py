@@ -175,7 +175,7 @@ def _rank(reading: Reading) -> tuple[bool, int, int, int, bool, int, str]:
     others = sum(len(contents.others) for contents in reading.contents.values())
     in_names = "{part}" in reading.layout.others.name
     return (
-        # Any dotted name begins with what could be a part; with nothing quantized behind it, to take
+        # Any dotted name begins with what could be a part; with nothing quantized behind it, taking
         # it for one would only hide what is wrong with the module of that name.
         in_names and not recognised,
         len(problems),

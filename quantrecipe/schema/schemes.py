@@ -56,7 +56,7 @@ class ScaledWeight(Model):
     """How scales are chosen. It never changes what a reader must know."""
 
     def scale_grid(self, out_features: int, in_features: int) -> tuple[int, int]:
-        """Scales along out and in: the scale of ``w[o, i]`` is ``grid[o // rows, i // columns]``."""
+        """Scales along out and in: that of ``w[o, i]`` is ``grid[o // rows, i // columns]``."""
         rows, columns = self.group_shape(out_features, in_features)
         return -(-out_features // rows), -(-in_features // columns)
 
@@ -174,7 +174,7 @@ class DynamicActivation(Model):
 
 
 class SmoothQuant(Model):
-    """Per-input-channel factors ``max|X_j|^alpha / max|W_j|^(1 - alpha)`` (arXiv 2211.10438, eq. 4)."""
+    """Factors ``max|X_j|^alpha / max|W_j|^(1 - alpha)`` per input (arXiv 2211.10438, eq. 4)."""
 
     kind: Literal["smoothquant"]
     alpha: Annotated[float, Field(ge=0.0, le=1.0)]

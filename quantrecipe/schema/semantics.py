@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any, TypeGuard
 
 from quantrecipe.schema.canonical import digest
@@ -76,10 +77,12 @@ def statistics_problems(statistics: Object) -> Iterator[Problem]:
             )
     for part, modules in _table(statistics, "modules").items():
         names = [name for name in modules if isinstance(name, str)] if _is_list(modules) else []
+        seen: set[str] = set()
         for index, name in enumerate(names):
-            if name in names[:index]:
+            if name in seen:
                 pointer = child(child("/modules", part), index)
                 yield Problem("duplicate-name", f"{name!r} is listed twice", pointer=pointer)
+            seen.add(name)
 
 
 def _schemes(recipe: Object) -> Iterator[Problem]:
@@ -96,7 +99,7 @@ def _schemes(recipe: Object) -> Iterator[Problem]:
             yield Problem(
                 "unknown-scheme",
                 f"no scheme is called {scheme!r}",
-                did_you_mean(scheme, sorted(schemes)),
+                did_you_mean(scheme, _some(schemes)),
                 pointer=f"/rules/{index}/scheme",
             )
     if _is_list(recipe.get("rules")):
@@ -140,7 +143,7 @@ def _parts(recipe: Object) -> Iterator[Problem]:
 
 def _unknown_part(part: str, parts: Object, pointer: str) -> Problem:
     message = f"the source has no part called {part!r}"
-    return Problem("unknown-part", message, did_you_mean(part, sorted(parts)), pointer=pointer)
+    return Problem("unknown-part", message, did_you_mean(part, _some(parts)), pointer=pointer)
 
 
 def _patterns(recipe: Object) -> Iterator[Problem]:
@@ -224,6 +227,11 @@ def _target(target: Object) -> Iterator[Problem]:
                 "Give each its own file, or use 'file' for all parts in one.",
                 pointer=child("/target/parts", part),
             )
+
+
+def _some(names: Object) -> list[str]:
+    """Names to suggest; looking for near misses among very many takes very long."""
+    return sorted(islice(names, 500))
 
 
 def _below(pointer: str, problem: Problem) -> Problem:

@@ -17,7 +17,7 @@ from quantrecipe.schema.base import Model
 from quantrecipe.schema.layout import LAYOUT_VERSION, Layout
 from quantrecipe.schema.lock import LOCK_VERSION, Lock
 from quantrecipe.schema.messages import is_echo, problem_of
-from quantrecipe.schema.parsed import describe
+from quantrecipe.schema.parsed import capped, describe
 from quantrecipe.schema.problems import Problem, did_you_mean
 from quantrecipe.schema.recipe import RECIPE_VERSION, Recipe
 from quantrecipe.schema.statistics import STATISTICS_VERSION, Statistics
@@ -54,7 +54,8 @@ def structure_problems(value: Any, kind: str) -> tuple[Problem, ...]:
         build(value, kind)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        return tuple(problem_of(kind, value, each) for each in errors if not is_echo(each))
+        problems = (problem_of(kind, value, each) for each in errors if not is_echo(each))
+        return capped(problems, "errors of structure")
     return ()
 
 

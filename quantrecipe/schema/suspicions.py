@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from quantrecipe.schema.layout import Layout, TensorTemplate
 from quantrecipe.schema.layout_reading import SCALED_FORMATS, match_template
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.recognition import Reading
 from quantrecipe.schema.tensors import TensorInfo
+
+_PACKED: Final = frozenset({"uint8", "int16", "uint16", "int32", "uint32"})
 
 
 def stray_scales(reading: Reading, layouts: Iterable[Layout]) -> Iterator[Problem]:
@@ -41,6 +44,21 @@ def stray_scales(reading: Reading, layouts: Iterable[Layout]) -> Iterator[Proble
                         tensor=info.name,
                     )
                     break
+
+
+def packed_weights(reading: Reading) -> Iterator[Problem]:
+    """Weights in whole numbers that no format here stores: codes in some packing."""
+    for contents in reading.contents.values():
+        for name, info in contents.others.items():
+            if name.endswith(".weight") and info.dtype in _PACKED and len(info.shape) >= 2:
+                yield Problem(
+                    "unexplained-weight",
+                    f"a weight of dtype {info.dtype}: codes in a packing that no known layout and "
+                    "no known marker explains",
+                    hint="Find out what wrote it; read as plain numbers it is noise.",
+                    file=str(info.file),
+                    tensor=info.name,
+                )
 
 
 def idle_markers(reading: Reading) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from quantrecipe.schema.document import Document, located, parse_text, read_pars
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_semantics import layout_problems
 from quantrecipe.schema.lock import Lock
-from quantrecipe.schema.parsed import Parsed
+from quantrecipe.schema.parsed import Parsed, capped
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.semantics import lock_problems, recipe_problems, statistics_problems
@@ -68,8 +68,8 @@ def validate_value(
         return (tags,)
     structure = structure_problems(value, value["kind"])
     known = {problem.pointer for problem in structure}
-    semantic = _semantic_problems(value, layouts)
-    return (*structure, *(problem for problem in semantic if problem.pointer not in known))
+    semantic = (p for p in _semantic_problems(value, layouts) if p.pointer not in known)
+    return (*structure, *capped(semantic, "errors of meaning"))
 
 
 def validate_document(
@@ -171,15 +171,15 @@ def parse_layout(text: str | bytes, file: str = "<text>") -> Layout:
     return _only(Layout, examine_text(parse_text(text, file), kind="layout"))
 
 
-def _semantic_problems(value: Any, layouts: Collection[str] | None) -> list[Problem]:
+def _semantic_problems(value: Any, layouts: Collection[str] | None) -> Iterator[Problem]:
     kind = value["kind"]
     if kind == "layout":
-        return list(layout_problems(value))
+        return layout_problems(value)
     if kind == "statistics":
-        return list(statistics_problems(value))
+        return statistics_problems(value)
     known = known_layouts() if layouts is None else layouts
     check = recipe_problems if kind == "recipe" else lock_problems
-    return list(check(value, known))
+    return check(value, known)
 
 
 def _accept(examined: Examined) -> tuple[Document, Model]:

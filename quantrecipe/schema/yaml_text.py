@@ -19,6 +19,7 @@ import yaml
 from quantrecipe.schema.parsed import (
     JSON_NUMBER,
     MAX_DEPTH,
+    MAX_PROBLEMS,
     JsonValue,
     Parsed,
     at,
@@ -30,6 +31,7 @@ from quantrecipe.schema.parsed import (
     number_problem,
     place_of,
     read_number,
+    too_many,
     unread,
 )
 from quantrecipe.schema.problems import Problem
@@ -283,6 +285,11 @@ class _Reader:
         hint: str | None = None,
         pointer: str | None = None,
     ) -> None:
+        if len(self.problems) == MAX_PROBLEMS:
+            last = too_many("faults in the text")
+            raise _UnreadableError(
+                self._at(event.start_mark, last.kind, last.message, last.hint, "")
+            )
         self.problems.append(self._at(event.start_mark, kind, message, hint, pointer))
 
     def _at(
