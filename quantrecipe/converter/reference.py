@@ -11,7 +11,7 @@ from quantrecipe import __version__
 from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter.buffers import as_memory
 from quantrecipe.converter.protocol import Job, ModuleResult
-from quantrecipe.converter.refusals import naming
+from quantrecipe.converter.refusals import check_scales, naming
 from quantrecipe.converter.smoothing import smoothquant_factors
 from quantrecipe.converter.streaming import CAPABILITIES, read_input_absmax, weight_error
 from quantrecipe.formats import cast, dequantize, quantize, row_errors, to_float32
@@ -72,7 +72,9 @@ def _decode(reader: SourceReader, module: PlannedModule) -> Tensor:
     if isinstance(stored, PlainWeight):
         return codes
     grid = stored.scale_grid(module.source.out_features, module.source.in_features)
-    scale = _read(reader, module.source.tensors["weight_scale"]).reshape(grid)
+    info = module.source.tensors["weight_scale"]
+    scale = _read(reader, info).reshape(grid)
+    check_scales(scale, info)
     return dequantize(codes, scale, stored)
 
 

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from quantrecipe.formats import Unrepresentable
+import torch
+from torch import Tensor
+
+from quantrecipe.formats import NonFinite, Unrepresentable
+from quantrecipe.formats.refusals import first_index
 from quantrecipe.schema.problems import InvalidInput
 from quantrecipe.schema.tensors import TensorInfo
 
@@ -23,3 +27,27 @@ def naming(info: TensorInfo, first_row: int = 0) -> Iterator[None]:
     except Unrepresentable as refused:
         problem = replace(refused.at(info.name, first_row), file=str(info.file))
         raise InvalidInput(problem) from refused
+
+
+def check_scales(grid: Tensor, info: TensorInfo, first_row: int = 0) -> None:
+    """Refuse a source's scales that are no finite numbers, before they spoil codes that are fine.
+
+    Args:
+        grid: the scales, or the rows of them that begin at ``first_row``.
+        info: the tensor that they were read from, whatever its shape.
+        first_row: of the whole grid.
+
+    Raises:
+        InvalidInput: with the first of them, by its index in ``info``.
+    """
+    index = first_index(~torch.isfinite(grid))
+    if index is None:
+        return
+    row, column = index
+    flat = (first_row + row) * grid.shape[1] + column
+    place: list[int] = []
+    for dim in reversed(info.shape):
+        place.insert(0, flat % dim)
+        flat //= dim
+    with naming(info):
+        raise NonFinite(f"a scale of {float(grid[index])}", tuple(place))

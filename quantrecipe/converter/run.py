@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from quantrecipe.checkpoint import OutputWriter, Staging, check_destination, digests
 from quantrecipe.checkpoint.durable import output_error
-from quantrecipe.checkpoint.errors import some
+from quantrecipe.converter.checking import check_bounds, check_complete, finish
 from quantrecipe.converter.locking import Digests, make_lock
 from quantrecipe.converter.planning import RecipeLike, open_recipe, plan
 from quantrecipe.converter.protocol import (
     DEFAULT_BLOCK_BYTES,
     Converter,
     Job,
-    ModuleResult,
     Progress,
     silent,
 )
@@ -28,8 +25,7 @@ from quantrecipe.converter.selection import find_converter
 from quantrecipe.converter.sidecars import Sidecar, find_sidecars
 from quantrecipe.schema.lock import LOCK_NAME, Lock, OutputFile
 from quantrecipe.schema.plan import Plan
-from quantrecipe.schema.problems import InvalidInput, OutputError, Problem
-from quantrecipe.schema.schemes import ScaledWeight
+from quantrecipe.schema.problems import OutputError
 
 RECIPE_NAME = "recipe.json"
 _SHARD: Final = re.compile(r"-\d{5}-of-\d{5}(?=\.safetensors$)")
@@ -113,9 +109,9 @@ def carry_out(
         with OutputWriter(planned.files, staging.folder) as output:
             job = Job(planned, output, block_bytes, progress)
             results = tuple(converter.convert(job))
-            _check_complete(planned, results, converter)
-            _check_bounds(planned, results)
-            _finish(output, converter)
+            check_complete(planned, results, converter)
+            check_bounds(planned, results)
+            finish(output, converter)
         for sidecar in sidecars:
             _put(staging.folder, sidecar.path, sidecar.content)
         for path, content in planned.extra_files.items():
@@ -198,68 +194,3 @@ def _paths_of_old_lock(out: Path) -> tuple[str, ...]:
         f"{_SHARD.sub('', path)}.index.json" for path in paths if _SHARD.search(path) is not None
     }
     return (*paths, *sorted(indexes))
-
-
-def _finish(output: OutputWriter, converter: Converter) -> None:
-    try:
-        output.finish()
-    except ValueError as error:
-        raise OutputError(
-            f"converter {converter.name!r} left its work undone; nothing was published\n  {error}"
-        ) from error
-
-
-def _check_complete(
-    planned: Plan, results: tuple[ModuleResult, ...], converter: Converter
-) -> None:
-    """A converter, perhaps somebody else's, must account for every module once."""
-    wanted = Counter((module.part, module.name) for module in planned.modules)
-    given = Counter((result.part, result.name) for result in results)
-    measured = {(result.part, result.name) for result in results if result.error is not None}
-    unmeasured = [
-        (module.part, module.name)
-        for module in planned.modules
-        if isinstance(module.weight, ScaledWeight)
-        and not module.copied
-        and (module.part, module.name) not in measured
-    ]
-    faults = [
-        *_named("no result for", wanted - given),
-        *_named("a result too many for", given - wanted),
-        *(_named("no error measured for", unmeasured) if wanted == given else ()),
-    ]
-    if faults:
-        raise OutputError(
-            f"converter {converter.name!r} did not account for every module once; nothing was "
-            "published\n  " + "\n  ".join(faults)
-        )
-
-
-def _named(what: str, modules: Iterable[tuple[str, str]]) -> Iterator[str]:
-    names = [f"{part}: {name}" for part, name in modules]
-    if names:
-        yield f"{what} {some(names)}"
-
-
-def _check_bounds(planned: Plan, results: tuple[ModuleResult, ...]) -> None:
-    least = planned.recipe.bounds.min_weight_sqnr_db
-    if least is None:
-        return
-    missed: Mapping[str, float] = {
-        f"{result.part}: {result.name}": result.error.sqnr_db
-        for result in results
-        if result.error is not None
-        and result.error.sqnr_db is not None
-        and result.error.sqnr_db < least
-    }
-    if missed:
-        raise InvalidInput(
-            Problem(
-                "bound",
-                f"weight SQNR of {sqnr:.2f} dB, below the recipe's bound of {least:g} dB",
-                hint="Protect the module, choose a finer granularity, or lower the bound.",
-                pointer="/bounds/min_weight_sqnr_db",
-                tensor=name,
-            )
-            for name, sqnr in sorted(missed.items(), key=lambda item: item[1])
-        )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter.buffers import Buffers, as_memory
-from quantrecipe.converter.refusals import naming
+from quantrecipe.converter.refusals import check_scales, naming
 from quantrecipe.formats import get_format, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.schema.layout_reading import StoredModule
@@ -54,7 +54,11 @@ class SourceRows:
         return read_slice(self._reader, self.module.tensors["weight"], first, shape, out)
 
     def scales(self, start: int, stop: int) -> Tensor:
-        """The scales of these rows, as a grid; valid until the next call."""
+        """The scales of these rows, as a grid; valid until the next call.
+
+        Raises:
+            InvalidInput: one is not finite.
+        """
         weight = self.module.weight
         assert isinstance(weight, ScaledWeight)
         grid_rows, grid_columns = weight.scale_grid(
@@ -65,7 +69,9 @@ class SourceRows:
         shape = last - first, grid_columns
         out = self._buffers.view("scales in", shape, TORCH_DTYPES[weight.scale_dtype])
         info = self.module.tensors["weight_scale"]
-        return read_slice(self._reader, info, first * grid_columns, shape, out)
+        grid = read_slice(self._reader, info, first * grid_columns, shape, out)
+        check_scales(grid, info, first)
+        return grid
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows as float32, ``[rows, in]``; valid until the next call.

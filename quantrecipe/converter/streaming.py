@@ -21,9 +21,11 @@ from quantrecipe.converter.smoothing import column_absmax, smoothquant_factors
 from quantrecipe.converter.source_rows import SourceRows, read_slice, row_blocks, row_multiple
 from quantrecipe.formats import Workspace, cast, get_format, row_errors, sqnr_db
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.refusals import first_index
 from quantrecipe.schema.capabilities import Capabilities
 from quantrecipe.schema.lock import WeightError
 from quantrecipe.schema.plan import PlannedModule, PlannedTensor
+from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
 
@@ -72,6 +74,7 @@ class _Work:
         if module.copied:
             for role, tensor in module.outputs.items():
                 self.copy(module.source.tensors[role], tensor)
+            self._settle(module)
             return ModuleResult(module.part, module.name, None)
         if isinstance(module.weight, PlainWeight):
             self._cast(module, module.weight)
@@ -79,7 +82,14 @@ class _Work:
             error = self._quantize(module, module.weight)
         if "bias" in module.outputs:
             self.copy(module.source.tensors["bias"], module.outputs["bias"])
+        self._settle(module)
         return ModuleResult(module.part, module.name, error)
+
+    def _settle(self, module: PlannedModule) -> None:
+        """Tell of what was read beside the weight, so that progress ends at the whole."""
+        told = {"weight", *module.outputs} if module.copied else {"weight", "bias"}
+        rest = [info.nbytes for role, info in module.source.tensors.items() if role not in told]
+        self.job.progress(sum(rest), module.name)
 
     def copy(self, source: TensorInfo, output: PlannedTensor) -> None:
         """Carry a tensor over byte for byte."""
@@ -108,7 +118,7 @@ class _Work:
 
     def _advance(self, module: PlannedModule, rows: int) -> None:
         weight = module.source.tensors["weight"]
-        self.job.progress(rows * weight.nbytes // module.source.out_features, module.name)
+        self.job.progress(rows * (weight.nbytes // module.source.out_features), module.name)
 
     def _cast(self, module: PlannedModule, weight: PlainWeight) -> None:
         rows, output = self._rows(module), module.outputs["weight"]
@@ -122,22 +132,23 @@ class _Work:
             self._advance(module, stop - start)
 
     def _quantize(self, module: PlannedModule, weight: ScaledWeight) -> WeightError:
-        fmt, rows = get_format(weight), self._rows(module)
+        fmt, rows, source = get_format(weight), self._rows(module), module.source.tensors["weight"]
         factors = self._smoothing_factors(module, rows)
         whole = weight.granularity == "tensor"
         scale = self._tensor_scale(module, weight, rows, factors) if whole else None
         signal, noise, worst = [], [], 0.0
         for start, stop in self._blocks(module, fmt.row_multiple(weight)):
-            with naming(module.source.tensors["weight"], start):
-                block = _smooth(rows.read(start, stop), factors)
-                if not whole:
-                    scale = fmt.scales(fmt.measure(block, weight), weight)
-                    self._write_rows(
-                        module.outputs["weight_scale"], start // fmt.row_multiple(weight), scale
-                    )
-                assert scale is not None
-                codes = self.buffers.view("codes out", tuple(block.shape), fmt.code_dtype)
-                fmt.encode(block, scale, weight, out=codes, workspace=self.workspace)
+            block = _smooth(rows.read(start, stop), factors)
+            if not whole:
+                with naming(source, start):
+                    amax = fmt.measure(block, weight)
+                first = start // fmt.row_multiple(weight)
+                with naming(source, first):
+                    scale = fmt.scales(amax, weight)
+                self._write_rows(module.outputs["weight_scale"], first, scale)
+            assert scale is not None
+            codes = self.buffers.view("codes out", tuple(block.shape), fmt.code_dtype)
+            fmt.encode(block, scale, weight, out=codes, workspace=self.workspace)
             self._write_rows(module.outputs["weight"], start, codes)
             errors = row_errors(block, codes, scale, weight, self.workspace)
             signal.append(errors.signal)
@@ -192,12 +203,27 @@ def _smooth(block: Tensor, factors: Tensor | None) -> Tensor:
 
 
 def read_input_absmax(statistics: Path, module: PlannedModule) -> Tensor:
-    """The largest absolute input of each channel over all timestep bins, float32 ``[in]``."""
+    """The largest absolute input of each channel over all timestep bins, float32 ``[in]``.
+
+    Raises:
+        InvalidInput: a maximum is negative or no finite number: it was not measured.
+    """
     header = read_header(statistics)
     info = header.tensors[statistics_tensor(module.part, module.name)]
     values = torch.empty(info.shape, dtype=torch.float32)
-    with SourceReader([header]) as reader, naming(info):
+    with SourceReader([header]) as reader:
         read_slice(reader, info, 0, info.shape, values)
+    index = first_index(~(values.isfinite() & (values >= 0)))
+    if index is not None:
+        raise InvalidInput(
+            Problem(
+                "bad-statistics",
+                f"{float(values[index])} at index {list(index)} is no absolute maximum",
+                hint="Measure again, or take the smoothing out of the scheme.",
+                file=str(statistics),
+                tensor=info.name,
+            )
+        )
     return values.amax(0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -176,8 +176,8 @@ class Checkpoint:
         weight's columns are divided by them instead, which means the same.
 
         Raises:
-            InvalidInput: there is no such module, or a number is not finite or too large for
-                ``dtype``.
+            InvalidInput: there is no such module, a number is not finite or too large for
+                ``dtype``, or a smoothing factor is not positive.
         """
         module = self.module(name, part)
         info = module.tensors["weight"]
@@ -190,10 +190,26 @@ class Checkpoint:
         try:
             values = dequantize(codes, scale, stored)
             if "smoothing" in module.tensors:
-                values = values / self.tensor(module.tensors["smoothing"])
+                values = values / self._factors(module.tensors["smoothing"])
             return values if dtype == torch.float32 else cast(values, _plain(dtype))
         except Unrepresentable as refused:
-            raise InvalidInput(refused.at(info.name)) from refused
+            raise InvalidInput(replace(refused.at(info.name), file=str(info.file))) from refused
+
+    def _factors(self, info: TensorInfo) -> Tensor:
+        factors = self.tensor(info)
+        wrong = (~(factors.isfinite() & (factors > 0))).nonzero().flatten()
+        if len(wrong):
+            raise InvalidInput(
+                Problem(
+                    "bad-smoothing",
+                    f"factor {float(factors[wrong[0]])} at index [{int(wrong[0])}]: activations "
+                    "cannot be divided by it",
+                    hint="Convert again from statistics that were measured.",
+                    file=str(info.file),
+                    tensor=info.name,
+                )
+            )
+        return factors
 
 
 def _plain(dtype: torch.dtype) -> PlainDType:

@@ -6,7 +6,7 @@ from typing import Any
 
 from quantrecipe.loaders.checkpoint import Checkpoint
 from quantrecipe.loaders.protocol import Loader
-from quantrecipe.schema.capabilities import missing, needs
+from quantrecipe.schema.capabilities import Need, missing, needs
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.registry import entry_points_by_name, load_named
 
@@ -22,10 +22,48 @@ def find_loader(name: str, checkpoint: Checkpoint) -> Loader:
     """A loader by name, able to read ``checkpoint``.
 
     Raises:
-        InvalidInput: none is called that, what is registered is no loader, or it lacks something
-            that the checkpoint's recipe asks for.
+        InvalidInput: none is called that, it cannot be loaded, what is registered is no loader, or
+            it lacks something that the checkpoint's recipe asks for.
     """
-    made: Any = load_named(GROUP, name, "loader")()
+    made = _load(name)
+    if checkpoint.recipe is not None:
+        wanted = needs(checkpoint.recipe, [(checkpoint.layout.name, "/target/layout")])
+        lacking = missing(made.capabilities, wanted)
+        if lacking:
+            others = [other for other in loader_names() if other != name]
+            able = [other for other in others if _could(other, wanted)]
+            raise InvalidInput(
+                Problem(
+                    "loader-lacks",
+                    f"loader {name!r} has no {need}",
+                    hint=f"Could read it: {', '.join(able)}."
+                    if able
+                    else "No installed loader can read all that the recipe asks for.",
+                    pointer=need.pointer,
+                )
+                for need in lacking
+            )
+    return made
+
+
+def _could(name: str, wanted: tuple[Need, ...]) -> bool:
+    try:
+        return not missing(_load(name).capabilities, wanted)
+    except InvalidInput:  # a broken one is no help, and no reason to fail
+        return False
+
+
+def _load(name: str) -> Loader:
+    try:
+        made: Any = load_named(GROUP, name, "loader")()
+    except (ImportError, AttributeError) as error:
+        raise InvalidInput(
+            Problem(
+                "broken-entry-point",
+                f"loader {name!r} is registered, and cannot be loaded: {error}",
+                hint="Reinstall or uninstall the project that it comes from.",
+            )
+        ) from error
     if not isinstance(made, Loader):
         raise InvalidInput(
             Problem(
@@ -35,17 +73,4 @@ def find_loader(name: str, checkpoint: Checkpoint) -> Loader:
                 hint="quantrecipe.loaders.Loader says what one needs.",
             )
         )
-    if checkpoint.recipe is not None:
-        wanted = needs(checkpoint.recipe, [(checkpoint.layout.name, "/target/layout")])
-        lacking = missing(made.capabilities, wanted)
-        if lacking:
-            raise InvalidInput(
-                Problem(
-                    "loader-lacks",
-                    f"loader {name!r} has no {need}",
-                    hint=f"Installed: {', '.join(loader_names())}.",
-                    pointer=need.pointer,
-                )
-                for need in lacking
-            )
     return made

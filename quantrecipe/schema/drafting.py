@@ -19,7 +19,7 @@ from quantrecipe.schema.recognition import Reading
 from quantrecipe.schema.schemes import PlainWeight
 
 # The planner refuses wildcards that take these, so a draft has to know them as the planner does.
-from quantrecipe.schema.selection import _EMBEDDING_NAMES
+from quantrecipe.schema.selection import EMBEDDING_NAMES
 from quantrecipe.schema.validation import parse_recipe
 
 SCHEME: Final = "w8a8"
@@ -208,7 +208,7 @@ _REASONS: Final[tuple[tuple[str, Callable[[str, StoredModule], bool]], ...]] = (
     ("it is empty", lambda _, module: 0 in (module.out_features, module.in_features)),
     (
         "by its name an embedding table: its rows are looked up, never multiplied",
-        lambda name, _: _EMBEDDING_NAMES.matches(name) is not None,
+        lambda name, _: EMBEDDING_NAMES.matches(name) is not None,
     ),
     (
         "conditioning: it runs on few rows, where quantized activations cost most and save least",

@@ -16,6 +16,7 @@ from quantrecipe.schema.parsed import (
     JSON_NUMBER,
     MAX_DEPTH,
     MAX_PROBLEMS,
+    MAX_VALUES,
     JsonValue,
     Parsed,
     at,
@@ -28,6 +29,7 @@ from quantrecipe.schema.parsed import (
     place_of,
     read_number,
     too_many,
+    too_many_values,
     unread,
 )
 from quantrecipe.schema.problems import Problem, did_you_mean
@@ -112,6 +114,8 @@ class _Reader:
 
     def _value(self, pointer: str, depth: int) -> JsonValue:
         self.values[pointer] = self.end
+        if len(self.values) > MAX_VALUES:
+            self._stop(too_many_values())
         first = self.text[self.end : self.end + 1]
         if first == '"':
             return self._string(pointer)
@@ -244,9 +248,9 @@ class _Reader:
         return repr(self.text[self.end])
 
     def _note(self, offset: int, problem: Problem, pointer: str | None = None) -> None:
-        place = place_of(self.starts, offset)
         if len(self.problems) == MAX_PROBLEMS:
-            raise _SyntaxError(at(replace(too_many("faults in the text"), file=self.file), place))
+            self._stop(too_many("faults in the text"))
+        place = place_of(self.starts, offset)
         where = problem.pointer if pointer is None else pointer
         self.problems.append(
             Problem(
@@ -261,5 +265,8 @@ class _Reader:
         )
 
     def _fail(self, kind: str, message: str, hint: str | None = None) -> NoReturn:
+        self._stop(Problem(kind, message, hint))
+
+    def _stop(self, problem: Problem) -> NoReturn:
         place = place_of(self.starts, self.end)
-        raise _SyntaxError(at(Problem(kind, message, hint, self.file), place))
+        raise _SyntaxError(at(replace(problem, file=self.file), place))

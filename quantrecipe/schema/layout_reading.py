@@ -8,27 +8,20 @@ from typing import Final
 
 from quantrecipe.schema.dtypes import is_plain
 from quantrecipe.schema.layout import (
-    Holds,
     Layout,
     ModuleTensors,
     ScalesTemplate,
-    Shape,
+    SmoothingTemplate,
     TensorTemplate,
 )
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.schemes import (
     AnyScaledWeight,
     AnyWeight,
-    Float8Block,
-    Float8Channel,
-    Float8Tensor,
-    GranularityName,
-    Int8Channel,
-    Int8Group,
-    Int8Tensor,
     PlainWeight,
     ScaledFormatName,
 )
+from quantrecipe.schema.stored_weights import stored_weight
 from quantrecipe.schema.tensors import SourcePart, TensorInfo
 
 SCALED_FORMATS: Final[tuple[ScaledFormatName, ...]] = ("int8", "float8_e4m3fn", "float8_e5m2")
@@ -66,12 +59,14 @@ class PartContents:
         others: tensors of no module, by their name inside the part.
         claimed: the tensors that this part accounts for, by their name on disk.
         problems: what does not fit the layout.
+        broken: modules whose weight was found, but not what it means; each has a problem.
     """
 
     modules: Mapping[str, StoredModule]
     others: Mapping[str, TensorInfo]
     claimed: frozenset[str]
     problems: tuple[Problem, ...]
+    broken: frozenset[str] = frozenset()
 
 
 def match_template(template: str, name: str, part: str, field: str) -> str | None:
@@ -93,7 +88,8 @@ def read_part(layout: Layout, part: SourcePart) -> PartContents:
     """Sort a part's tensors into modules and others, by the templates of ``layout``.
 
     A module is what has a two-dimensional weight. Quantized numbers without a scale, scales without
-    quantized numbers, and scales of an unknown shape or dtype are problems, never a cast.
+    quantized numbers, and tensors of an unknown shape or dtype are problems, never a cast. The
+    order of tensors in their files does not matter.
     """
     return _Reading(layout, part).run()
 
@@ -102,100 +98,110 @@ class _Reading:
     def __init__(self, layout: Layout, part: SourcePart) -> None:
         self.layout = layout
         self.part = part
+        self.infos = [part.tensors[name] for name in sorted(part.tensors)]
         self.claimed: set[str] = set()
         self.modules: dict[str, StoredModule] = {}
+        self.broken: set[str] = set()
         self.problems: list[Problem] = []
 
     def run(self) -> PartContents:
         self.claimed.update(name for name in self.layout.markers if name in self.part.tensors)
         for scaled in SCALED_FORMATS:
-            templates = getattr(self.layout.modules, scaled)
+            templates: ModuleTensors | None = getattr(self.layout.modules, scaled)
             if templates is not None:
                 self._read_scaled(scaled, templates)
         self._read_plain(self.layout.modules.plain)
         others = dict(self._read_others())
         return PartContents(
             modules=dict(sorted(self.modules.items())),
-            others=others,
+            others=dict(sorted(others.items())),
             claimed=frozenset(self.claimed),
             problems=tuple(self.problems),
+            broken=frozenset(self.broken - self.modules.keys()),
         )
 
     def _read_scaled(self, scaled: ScaledFormatName, templates: ModuleTensors) -> None:
         for name, info in self._weights(templates):
             if info.dtype != scaled or len(info.shape) != 2:
                 continue
-            tensors: dict[str, TensorInfo] = {"weight": info}
-            self._attach(name, templates, tensors)
             # Claimed even when a scale is missing: one problem a module is enough.
-            self.claimed.update(tensor.name for tensor in tensors.values())
+            tensors = self._tensors_of(name, info, templates)
             weight = self._scaled_weight(scaled, templates.weight_scale, name, tensors)
-            if weight is None:
-                continue
-            if self._duplicate(name, info):
-                continue
-            self.modules[name] = StoredModule(
-                name, info.shape[0], info.shape[1], weight, tensors
-            )
+            self._add(name, weight, tensors)
 
     def _read_plain(self, templates: ModuleTensors) -> None:
         for name, info in self._weights(templates):
             if info.name in self.claimed or not is_plain(info.dtype) or len(info.shape) != 2:
                 continue
-            tensors: dict[str, TensorInfo] = {"weight": info}
-            self._attach(name, templates, tensors)
-            self.claimed.update(tensor.name for tensor in tensors.values())
-            if self._duplicate(name, info):
-                continue
             weight = PlainWeight.model_validate({"format": info.dtype})
-            self.modules[name] = StoredModule(
-                name, info.shape[0], info.shape[1], weight, tensors
-            )
+            self._add(name, weight, self._tensors_of(name, info, templates))
 
-    def _duplicate(self, name: str, info: TensorInfo) -> bool:
-        if name not in self.modules:
-            return False
-        other = self.modules[name].tensors["weight"].name
-        self._problem(
-            "duplicate-weight", f"{info.name!r} and {other!r} are both the weight of {name!r}", info
-        )
-        return True
+    def _add(self, name: str, weight: AnyWeight | None, tensors: Mapping[str, TensorInfo]) -> None:
+        info = tensors["weight"]
+        if weight is None:
+            self.broken.add(name)
+        elif name in self.modules:
+            other = self.modules[name].tensors["weight"].name
+            self._problem(
+                "duplicate-weight",
+                f"{info.name!r} and {other!r} are both the weight of {name!r}",
+                info,
+                "One of them is left over from another build; applying either would be a guess.",
+            )
+        else:
+            out_features, in_features = info.shape
+            self.modules[name] = StoredModule(name, out_features, in_features, weight, tensors)
 
     def _weights(self, templates: ModuleTensors) -> Iterator[tuple[str, TensorInfo]]:
         """Tensors that the weight template reads, with the module's name."""
         for template in (templates.weight.name, *templates.weight.aliases):
-            for info in self.part.tensors.values():
+            for info in self.infos:
                 name = match_template(template, info.name, self.part.name, "module")
                 if name is not None:
                     yield name, info
 
-    def _attach(
-        self, name: str, templates: ModuleTensors, tensors: dict[str, TensorInfo]
-    ) -> None:
-        out_features, in_features = tensors["weight"].shape
-        candidates: tuple[tuple[str, TensorTemplate | None], ...] = (
-            ("weight_scale", templates.weight_scale),
-            ("smoothing", templates.smoothing),
-            ("bias", templates.bias),
-            ("input_scale", templates.input_scale),
-        )
-        expected: dict[str, tuple[int, ...]] = {
-            "bias": (out_features,),
-            "smoothing": (in_features,),
-        }
-        for role, template in candidates:
-            info = self._find(name, template) if template is not None else None
-            if info is None:
-                continue
-            if role in expected and info.shape != expected[role]:
+    def _tensors_of(
+        self, name: str, weight: TensorInfo, templates: ModuleTensors
+    ) -> Mapping[str, TensorInfo]:
+        """What belongs to the module with this weight, by role; all of it claimed."""
+        tensors = {"weight": weight}
+        for role, template in roles(templates):
+            info = self._find(name, template)
+            if info is not None:
+                tensors[role] = info
+                self._check_role(role, template, name, weight, info)
+            elif not template.optional and role != "weight_scale":
                 self._problem(
-                    f"misshaped-{role}",
-                    f"the {role} of {name!r} has shape {list(info.shape)}, "
-                    f"but its weight {list(tensors['weight'].shape)} asks for "
-                    f"{list(expected[role])}",
-                    info,
+                    f"missing-{role.replace('_', '-')}",
+                    f"{name!r} is without {self._named(template, name)!r}, which layout "
+                    f"{self.layout.name!r} asks for",
+                    weight,
+                    "Get the whole checkpoint.",
                 )
-            tensors[role] = info
+        self.claimed.update(info.name for info in tensors.values())
+        return tensors
+
+    def _check_role(
+        self, role: str, template: TensorTemplate, name: str, weight: TensorInfo, info: TensorInfo
+    ) -> None:
+        out_features, in_features = weight.shape
+        expected = {"bias": (out_features,), "smoothing": (in_features,)}.get(role)
+        if expected is not None and info.shape != expected:
+            self._problem(
+                f"misshaped-{role}",
+                f"the {role} of {name!r} has shape {list(info.shape)}, "
+                f"but its weight {list(weight.shape)} asks for {list(expected)}",
+                info,
+            )
+        wanted = template.dtype if isinstance(template, SmoothingTemplate) else "a plain dtype"
+        if (role == "smoothing" and info.dtype != wanted) or (
+            role == "bias" and not is_plain(info.dtype)
+        ):
+            self._problem(
+                f"mistyped-{role}",
+                f"the {role} of {name!r} is {info.dtype}, expected {wanted}",
+                info,
+            )
 
     def _find(self, name: str, template: TensorTemplate) -> TensorInfo | None:
         found = [
@@ -208,6 +214,7 @@ class _Reading:
                 "doubly-owned",
                 f"{found[0].name!r} and {found[1].name!r} say the same thing of {name!r}",
                 found[1],
+                "They may differ; take one of them out.",
             )
             self.claimed.update(info.name for info in found)
         return found[0] if found else None
@@ -219,17 +226,16 @@ class _Reading:
         name: str,
         tensors: Mapping[str, TensorInfo],
     ) -> AnyScaledWeight | None:
-        weight, scale = tensors["weight"], tensors.get("weight_scale")
-        if template is None or scale is None:
-            wanted = fill_template(
-                template.name if template else "{module}.weight_scale",
-                self.part.name,
-                "module",
-                name,
-            )
+        weight, scale, holds = (
+            tensors["weight"],
+            tensors.get("weight_scale"),
+            self.layout.holds.get(scaled),
+        )
+        if template is None or scale is None or holds is None:
+            wanted = f" {self._named(template, name)!r}" if template is not None else ""
             self._problem(
                 "missing-scale",
-                f"{scaled} weight without its scale {wanted!r}",
+                f"{scaled} weight without its scale{wanted}",
                 weight,
                 "Its numbers mean nothing without a scale; get the whole checkpoint.",
             )
@@ -241,26 +247,23 @@ class _Reading:
                 scale,
             )
             return None
-        holds = self.layout.holds[scaled]
-        for granularity in holds.granularity:
-            for shape in template.shapes.get(granularity, ()):
-                stored = _stored_weight(scaled, granularity, shape, scale, weight, holds)
-                if stored is not None:
-                    return stored
-        shapes = {
-            granularity: [list(shape) for shape in shapes]
-            for granularity, shapes in template.shapes.items()
-        }
-        self._problem(
-            "misshaped-scale",
-            f"scale of shape {list(scale.shape)} for a weight of shape {list(weight.shape)}; "
-            f"layout {self.layout.name!r} reads {shapes}",
-            scale,
-        )
-        return None
+        found = stored_weight(scaled, template, holds, scale, weight)
+        if found is None:
+            shapes = " or ".join(
+                f"[{', '.join(map(str, shape))}] ({granularity})"
+                for granularity in holds.granularity
+                for shape in template.shapes.get(granularity, ())
+            )
+            self._problem(
+                "misshaped-scale",
+                f"scale of shape {list(scale.shape)} for a weight of shape {list(weight.shape)}; "
+                f"layout {self.layout.name!r} reads {shapes}",
+                scale,
+            )
+        return found
 
     def _read_others(self) -> Iterator[tuple[str, TensorInfo]]:
-        for info in self.part.tensors.values():
+        for info in self.infos:
             if info.name in self.claimed:
                 continue
             name = match_template(self.layout.others.name, info.name, self.part.name, "tensor")
@@ -284,12 +287,9 @@ class _Reading:
             )
             return
         for scaled in SCALED_FORMATS:
-            templates = getattr(self.layout.modules, scaled)
-            if templates is None:
-                continue
-            for role in ("weight_scale", "smoothing", "input_scale"):
-                template: TensorTemplate | None = getattr(templates, role)
-                if template is not None and self._reads(template, info):
+            templates: ModuleTensors | None = getattr(self.layout.modules, scaled)
+            for role, template in roles(templates) if templates is not None else ():
+                if role != "bias" and self._reads(template, info):
                     self._problem(
                         "orphan-scale",
                         f"{role.replace('_', ' ')} of a module that has no {scaled} weight",
@@ -305,51 +305,23 @@ class _Reading:
             for each in (template.name, *template.aliases)
         )
 
-    def _problem(
-        self, kind: str, message: str, info: TensorInfo, hint: str | None = None
-    ) -> None:
+    def _named(self, template: TensorTemplate, module: str) -> str:
+        return fill_template(template.name, self.part.name, "module", module)
+
+    def _problem(self, kind: str, message: str, info: TensorInfo, hint: str | None = None) -> None:
         self.problems.append(
             Problem(kind, message, hint=hint, file=str(info.file), tensor=info.name)
         )
 
 
-def _stored_weight(
-    scaled: ScaledFormatName,
-    granularity: GranularityName,
-    shape: Shape,
-    scale: TensorInfo,
-    weight: TensorInfo,
-    holds: Holds,
-) -> AnyScaledWeight | None:
-    """The weight format that a scale of this shape says, if ``shape`` reads it."""
-    out_features, in_features = weight.shape
-    dims: dict[str, int] = {"out": out_features, "in": in_features}
-    fields: dict[str, object] = {"scale_dtype": scale.dtype}
-    if granularity == "group":
-        groups = scale.shape[-1] if scale.shape else 0
-        if groups == 0 or in_features % groups:
-            return None
-        dims["groups"] = groups
-        fields["group_size"] = in_features // groups
-    if granularity == "block":
-        rows, columns = holds.block_size or (128, 128)
-        dims["row_blocks"] = -(-out_features // rows)
-        dims["column_blocks"] = -(-in_features // columns)
-        fields["block_size"] = (rows, columns)
-    if tuple(dims[dim] if isinstance(dim, str) else dim for dim in shape) != scale.shape:
-        return None
-    model = _MODELS[scaled, granularity]
-    return model.model_validate({"format": scaled, "granularity": granularity, **fields})
-
-
-_MODELS: Final[dict[tuple[ScaledFormatName, GranularityName], type[AnyScaledWeight]]] = {
-    ("int8", "tensor"): Int8Tensor,
-    ("int8", "channel"): Int8Channel,
-    ("int8", "group"): Int8Group,
-    ("float8_e4m3fn", "tensor"): Float8Tensor,
-    ("float8_e4m3fn", "channel"): Float8Channel,
-    ("float8_e4m3fn", "block"): Float8Block,
-    ("float8_e5m2", "tensor"): Float8Tensor,
-    ("float8_e5m2", "channel"): Float8Channel,
-    ("float8_e5m2", "block"): Float8Block,
-}
+def roles(templates: ModuleTensors) -> Iterator[tuple[str, TensorTemplate]]:
+    """The tensors that a module may have beside its weight, by role."""
+    candidates: tuple[tuple[str, TensorTemplate | None], ...] = (
+        ("weight_scale", templates.weight_scale),
+        ("smoothing", templates.smoothing),
+        ("bias", templates.bias),
+        ("input_scale", templates.input_scale),
+    )
+    for role, template in candidates:
+        if template is not None:
+            yield role, template

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from quantrecipe.schema.layout import Layout, ModuleTensors, Shape
-from quantrecipe.schema.layout_reading import fill_template
+from quantrecipe.schema.layout_reading import fill_template, roles
 from quantrecipe.schema.lock import Role
 from quantrecipe.schema.schemes import (
     AnyWeight,
@@ -18,12 +19,19 @@ from quantrecipe.schema.schemes import (
 from quantrecipe.schema.tensors import OutputTensor
 
 
+_UNSMOOTHED: Final = (
+    "smoothing factors belong to weights that are quantized, and this one is stored in a plain "
+    "dtype",
+    "Take the smoothing out of the scheme, or give it a quantized weight format.",
+)
+
+
 def refusal(
     layout: Layout, weight: AnyWeight, smoothing: SmoothQuant | None
 ) -> tuple[str, str] | None:
     """Why ``layout`` cannot hold such a module, and what would work; ``None`` if it can."""
     if isinstance(weight, PlainWeight):
-        return None
+        return None if smoothing is None else _UNSMOOTHED
     name, granularity = weight.format, weight.granularity
     holds = layout.holds.get(name)
     if holds is None:
@@ -31,8 +39,7 @@ def refusal(
         return f"layout {layout.name!r} has no place for {name}", f"It holds: {held}."
     if granularity not in holds.granularity:
         return (
-            f"layout {layout.name!r} has no place for {name} scales of granularity "
-            f"{granularity!r}",
+            f"layout {layout.name!r} has no place for {name} scales of granularity {granularity!r}",
             f"It holds: {', '.join(holds.granularity)}.",
         )
     if isinstance(weight, Float8Block) and weight.block_size != holds.block_size:
@@ -112,6 +119,29 @@ def has_place_for_bias(layout: Layout, weight: AnyWeight) -> bool:
     return _templates(layout, weight).bias is not None
 
 
+def missing_role(
+    layout: Layout, weight: AnyWeight, *, smoothing: bool, bias: bool
+) -> tuple[str, str] | None:
+    """What ``layout`` asks of such a module and the module does not have, and what would help.
+
+    Args:
+        layout: one for which ``refusal`` gave ``None``.
+        weight: how the weight is stored.
+        smoothing: whether factors are stored with it.
+        bias: whether it has a bias.
+    """
+    written = {"weight_scale"} | ({"smoothing"} if smoothing else set())
+    written |= {"bias"} if bias else set()
+    for role, template in roles(_templates(layout, weight)):
+        if role not in written and not template.optional:
+            return (
+                f"layout {layout.name!r} asks for the {role.replace('_', ' ')} of every module in "
+                f"{weight.format}",
+                "Choose another layout, or make the tensor optional in it.",
+            )
+    return None
+
+
 def other_name(layout: Layout, part: str, tensor: str) -> str:
     """The name on disk of a tensor that belongs to no module."""
     return fill_template(layout.others.name, part, "tensor", tensor)
@@ -130,7 +160,9 @@ def _templates(layout: Layout, weight: AnyWeight) -> ModuleTensors:
     return templates
 
 
-def _fill_shape(shape: Shape, weight_shape: tuple[int, int], weight: ScaledWeight) -> tuple[int, ...]:
+def _fill_shape(
+    shape: Shape, weight_shape: tuple[int, int], weight: ScaledWeight
+) -> tuple[int, ...]:
     out_features, in_features = weight_shape
     rows, columns = weight.scale_grid(out_features, in_features)
     dims: dict[str, int] = {"out": out_features, "in": in_features}

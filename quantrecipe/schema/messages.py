@@ -125,7 +125,9 @@ def _missing(kind: str, value: Any, tokens: Tokens, last: str | int) -> Problem:
         return Problem("too-short", message, "Add what is missing.", pointer=join(tokens))
     message, hint = f"the field {last!r} is missing", None
     if isinstance(holder, dict):
-        near = closest(last, sorted(holder.keys() - set(known_fields(kind, value, tokens))))
+        # Near misses are searched for among a few: among very many, that takes very long.
+        unknown = holder.keys() - set(known_fields(kind, value, tokens))
+        near = closest(last, sorted(unknown)[:500])
         hint = f"There is {near!r}; is that it?" if near else None
     return Problem("missing-field", message, hint, pointer=join((*tokens, last)))
 

@@ -34,6 +34,9 @@ MAX_BYTES: Final = 16 << 20
 MAX_INTEGER: Final = (1 << 53) - 1
 """The largest whole number that every JSON reader keeps exactly (RFC 8259, section 6)."""
 
+MAX_VALUES: Final = 1_000_000
+"""Values in one document; the lock of the largest checkpoint has a fifth of that."""
+
 MAX_PROBLEMS: Final = 200
 """Problems of one sort that are reported of one document; more would help nobody."""
 
@@ -172,6 +175,12 @@ def capped(problems: Iterable[Problem], what: str) -> tuple[Problem, ...]:
     """The first problems, and a word on the others."""
     found = tuple(islice(problems, MAX_PROBLEMS + 1))
     return found if len(found) <= MAX_PROBLEMS else (*found[:-1], too_many(what))
+
+
+def too_many_values() -> Problem:
+    """A text that is not long, but full."""
+    message = f"the document holds more than {MAX_VALUES:,} values"
+    return Problem("too-large", message, _LARGE_HINT)
 
 
 def has_lone_surrogate(text: str) -> bool:

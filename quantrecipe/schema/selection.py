@@ -10,7 +10,7 @@ from quantrecipe.schema.patterns import Patterns, is_exact
 from quantrecipe.schema.problems import Problem, closest
 from quantrecipe.schema.recipe import CountRange, Protected, Recipe, Rule
 
-_EMBEDDING_NAMES = Patterns.compile(
+EMBEDDING_NAMES = Patterns.compile(
     [
         "**.{*embedding,*embeddings,*_embeds,embed,embed_*,*_embed,wte,wpe,shared}",
         "**.relative_attention_bias",
@@ -88,7 +88,7 @@ def select(recipe: Recipe, contents: Mapping[str, PartContents]) -> Selection:
 def _embedding(name: str, entry: _Entry, pattern: int) -> Iterator[Problem]:
     """A header cannot tell an embedding table from a linear, so a wildcard may not take one."""
     text = entry.entry.modules[pattern]
-    if _EMBEDDING_NAMES.matches(name) is not None and not is_exact(text):
+    if EMBEDDING_NAMES.matches(name) is not None and not is_exact(text):
         yield Problem(
             "embedding",
             f"pattern {text!r} takes {name!r}, which by its name is an embedding table: looked up "

@@ -76,9 +76,10 @@ def statistics_problems(statistics: Object) -> Iterator[Problem]:
                 pointer=f"/timesteps/{index}",
             )
     for part, modules in _table(statistics, "modules").items():
-        names = [name for name in modules if isinstance(name, str)] if _is_list(modules) else []
         seen: set[str] = set()
-        for index, name in enumerate(names):
+        for index, name in enumerate(modules if isinstance(modules, list) else []):
+            if not isinstance(name, str):
+                continue
             if name in seen:
                 pointer = child(child("/modules", part), index)
                 yield Problem("duplicate-name", f"{name!r} is listed twice", pointer=pointer)
@@ -102,7 +103,7 @@ def _schemes(recipe: Object) -> Iterator[Problem]:
                 did_you_mean(scheme, _some(schemes)),
                 pointer=f"/rules/{index}/scheme",
             )
-    if _is_list(recipe.get("rules")):
+    if isinstance(recipe.get("rules"), list):
         for name in schemes:
             if name not in used:
                 yield Problem(
@@ -257,10 +258,6 @@ def _texts(value: Object, key: str) -> list[tuple[int, str]]:
     if not isinstance(found, list):
         return []
     return [(index, entry) for index, entry in enumerate(found) if isinstance(entry, str)]
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

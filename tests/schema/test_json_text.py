@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantrecipe.schema.json_text import parse_json
-from quantrecipe.schema.parsed import MAX_BYTES, MAX_DEPTH, MAX_INTEGER, Place, child
+from quantrecipe.schema.parsed import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_INTEGER,
+    MAX_PROBLEMS,
+    MAX_VALUES,
+    Place,
+    child,
+)
 
 NUMBERS = (
     st.integers(-MAX_INTEGER, MAX_INTEGER)
@@ -191,6 +199,17 @@ def test_the_first_of_two_equal_keys_keeps_its_place() -> None:
     assert parsed.value_place("/a/x") == Place(1, 13)
     assert parsed.value_place("/a/y") is None
     assert [problem.kind for problem in parsed.problems] == ["duplicate-key", "duplicate-key"]
+
+
+def test_a_text_full_of_faults_is_not_read_to_the_end() -> None:
+    parsed = parse_json("[" + "NaN," * 100_000 + "1]")
+    assert len(parsed.problems) == MAX_PROBLEMS + 1
+    assert parsed.problems[-1].kind == "too-many-problems"
+    assert not parsed.complete
+
+
+def test_a_text_full_of_values_is_not_read_to_the_end() -> None:
+    assert kinds("[" + "1," * (MAX_VALUES + 1) + "1]") == ["too-large"]
 
 
 def test_columns_count_characters() -> None:

@@ -246,6 +246,20 @@ def test_a_list_that_lost_its_only_entry_is_not_called_short() -> None:
     assert [p.kind for p in structure_problems(value, "recipe")] == ["wrong-type"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {f"field{index}": 1 for index in range(1000)},
+        {"rules": [{"modules": ["a"], "scheme": f"scheme{index}"} for index in range(1000)]},
+    ],
+    ids=["of structure", "of meaning"],
+)
+def test_a_thousand_problems_are_cut_short(change: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="more than 200") as error:
+        parse_recipe(json.dumps({**RECIPE, **change}))
+    assert len(error.value.problems) <= 202
+
+
 def test_validation_is_imported_without_torch() -> None:
     program = (
         f"import sys, {validation.__name__}; "

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantrecipe.schema.json_text import parse_json
-from quantrecipe.schema.parsed import MAX_DEPTH, MAX_INTEGER, Place
+from quantrecipe.schema.parsed import MAX_DEPTH, MAX_INTEGER, MAX_PROBLEMS, Place
 from quantrecipe.schema.yaml_text import MAX_YAML_BYTES, parse_yaml
 
 TEXT = st.text(
@@ -158,6 +158,12 @@ def test_faults_that_end_nothing_are_all_reported() -> None:
         ("duplicate-key", 3),
         ("ambiguous-scalar", 4),
     ]
+
+
+def test_a_text_full_of_faults_is_not_read_to_the_end() -> None:
+    parsed = parse_yaml("- on\n" * 1000)
+    assert len(parsed.problems) == MAX_PROBLEMS + 1
+    assert (parsed.problems[-1].kind, parsed.problems[-1].line) == ("too-many-problems", 201)
 
 
 def test_places() -> None:
