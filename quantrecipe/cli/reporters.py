@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import quote
 
-from quantrecipe import __version__
 from quantrecipe.schema.problems import Problem
 
 SARIF_VERSION: Final = "2.1.0"
@@ -92,6 +91,8 @@ def report_github(results: Sequence[FileResult]) -> str:
 
 def report_sarif(results: Sequence[FileResult]) -> str:
     """A SARIF 2.1.0 log, as code scanning reads it."""
+    from quantrecipe import __version__
+
     kinds = sorted({problem.kind for result in results for problem in result.problems})
     run: dict[str, Any] = {
         "tool": {

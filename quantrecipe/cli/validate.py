@@ -89,6 +89,11 @@ def _problems_against_checkpoint(
     document: Document, recipe: Recipe, checkpoint: Path
 ) -> tuple[Problem, ...]:
     # Only who asks for it pays for importing the planner.
-    from quantrecipe.cli.common import problems_against_checkpoint
+    from quantrecipe.checkpoint import open_parts
+    from quantrecipe.schema.planning import check_selection
 
-    return problems_against_checkpoint(document, recipe, checkpoint)
+    try:
+        found = check_selection(recipe, open_parts(checkpoint, recipe.source.parts))
+    except InvalidInput as error:
+        found = error.problems
+    return tuple(document.locate(problem) for problem in found)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.problems import InvalidInput, Problem, did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 def entry_points_by_name(group: str) -> Mapping[str, EntryPoint]:
@@ -21,6 +23,9 @@ def entry_points_by_name(group: str) -> Mapping[str, EntryPoint]:
     Raises:
         InvalidInput: two different entry points share a name.
     """
+    # Slow to import, and not needed by who names only what is built in.
+    from importlib.metadata import entry_points
+
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=group):
         other = found.setdefault(point.name, point)
@@ -61,12 +66,32 @@ def _documents(folder: str, group: str) -> Mapping[str, Traversable | EntryPoint
     return found
 
 
-def _text(found: Traversable | EntryPoint) -> str:
+def _text(name: str, found: Traversable | EntryPoint) -> str:
     """An entry point gives a JSON document as a dictionary, or the path of a JSON file."""
-    if isinstance(found, EntryPoint):
-        value = found.load()
+    if not isinstance(found, EntryPoint):
+        return found.read_text("utf-8")
+    value = _load(name, found)
+    try:
         return json.dumps(value) if isinstance(value, dict) else Path(value).read_text("utf-8")
-    return found.read_text("utf-8")
+    except (OSError, TypeError, ValueError) as error:
+        raise _broken(name, found, error) from error
+
+
+def _load(name: str, point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise _broken(name, point, error) from error
+
+
+def _broken(name: str, point: EntryPoint, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        Problem(
+            "broken-entry-point",
+            f"{name!r} cannot be loaded from {point.value}: {error}",
+            hint="Tell the author of the project that registers it in " + point.group + ".",
+        )
+    )
 
 
 def layout_names() -> list[str]:
@@ -92,7 +117,19 @@ def named_layout(name: str) -> Layout:
         )
     from quantrecipe.schema.validation import parse_layout
 
-    return parse_layout(_text(known[name]), f"layout {name}")
+    layout = parse_layout(_text(name, known[name]), f"layout {name}")
+    if layout.name != name:
+        # Whoever reads the output looks the layout up by the name that it gives itself.
+        raise InvalidInput(
+            Problem(
+                "misnamed-layout",
+                f"registered as {name!r}, it calls itself {layout.name!r}",
+                hint="Ask its author to register it under its own name.",
+                file=f"layout {name}",
+                pointer="/name",
+            )
+        )
+    return layout
 
 
 def resolve_layout(reference: str | Layout) -> Layout:
@@ -120,7 +157,7 @@ def recipe_text(name: str) -> str:
                 hint=did_you_mean(name, sorted(known)),
             )
         )
-    return _text(known[name])
+    return _text(name, known[name])
 
 
 def load_named(group: str, name: str, what: str) -> Any:
@@ -138,4 +175,4 @@ def load_named(group: str, name: str, what: str) -> Any:
                 hint=did_you_mean(name, sorted(points)),
             )
         )
-    return points[name].load()
+    return _load(name, points[name])

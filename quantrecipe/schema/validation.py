@@ -45,9 +45,9 @@ class Examined:
 def known_layouts() -> Collection[str]:
     """The names that a recipe may call a layout by."""
     # The registry reads its layouts through this module.
-    from quantrecipe.schema.registry import layout_names
+    from quantrecipe.schema.registry import KnownLayouts
 
-    return layout_names()
+    return KnownLayouts()
 
 
 def validate_value(

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +17,10 @@ from click.testing import CliRunner, Result
 
 from quantrecipe.cli.reporters import REPORTERS, FileResult
 from quantrecipe.schema.migrations import CHAINS, Chain
+from quantrecipe.schema.placement import encode_header
 from quantrecipe.schema.problems import InvalidInput, OutputError, Problem
 from quantrecipe.schema.published import KINDS, published_text
+from quantrecipe.schema.tensors import OutputTensor
 
 # By import_module: the package may offer a command under the name of its module.
 validate_module = importlib.import_module("quantrecipe.cli.validate")
@@ -194,43 +195,54 @@ def test_sarif_without_problems_still_has_results() -> None:
     assert log["runs"][0]["results"] == []
 
 
-def test_recipes_are_checked_against_a_checkpoint(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("modules", "code", "said"),
+    [
+        ("**.lin", 0, "all valid"),
+        ("**.line", 1, "pattern '**.line' takes no module"),
+        ("a.norm", 1, "only two-dimensional weights are modules"),
+    ],
+    ids=["fits", "takes nothing", "no module"],
+)
+def test_rules_are_held_against_the_headers_of_a_checkpoint(
+    folder: Path, modules: str, code: int, said: str
 ) -> None:
-    seen: list[Any] = []
-
-    def against(document: Any, recipe: Any, checkpoint: Path) -> tuple[Problem, ...]:
-        seen.append((document.file, recipe.name, checkpoint))
-        return (Problem("no-module", "nothing matches", file=document.file, tensor="w"),)
-
-    common = ModuleType("quantrecipe.cli.common")
-    vars(common)["problems_against_checkpoint"] = against
-    monkeypatch.setitem(sys.modules, "quantrecipe.cli.common", common)
+    recipe = json.loads((folder / "recipes/good.json").read_text("utf-8"))
+    recipe["rules"][0]["modules"] = [modules]
+    (folder / "recipes/rules.json").write_text(json.dumps(recipe), "utf-8")
     (folder / "model").mkdir()
-    result = validate("recipes/good.json", "recipes/bad.json", "--checkpoint", "model")
-    assert seen == [("recipes/good.json", "small", Path("model"))]
-    assert "recipes/good.json: nothing matches [w]" in result.stdout
+    tensors = [
+        OutputTensor("a.lin.weight", "float32", (2, 2)),
+        OutputTensor("a.norm.weight", "float32", (2,)),
+    ]
+    payload = bytes(sum(tensor.nbytes for tensor in tensors))
+    (folder / "model/model.safetensors").write_bytes(encode_header(tensors, {}) + payload)
+    result = validate("recipes/rules.json", "--checkpoint", "model")
+    assert result.exit_code == code
+    assert said in result.stdout
+
+
+def test_a_checkpoint_without_weights_is_a_problem_of_the_recipe_that_is_checked_against_it(
+    folder: Path,
+) -> None:
+    (folder / "model").mkdir()
+    result = validate("recipes/good.json", "--checkpoint", "model")
     assert result.exit_code == 1
+    assert "model" in result.stdout
 
 
 def test_a_checkpoint_that_does_not_exist_is_a_matter_of_usage(folder: Path) -> None:
     assert validate("recipes/good.json", "--checkpoint", "absent").exit_code == 2
 
 
-def test_a_recipe_is_validated_at_once_and_without_torch(folder: Path) -> None:
+def test_a_recipe_is_validated_without_torch(folder: Path) -> None:
     program = (
         "import sys\n"
         "from quantrecipe.cli.validate import validate\n"
         "validate.main(['recipes/good.json'], standalone_mode=False)\n"
         "assert not {'torch', 'numpy', 'jsonschema', 'yaml'} & set(sys.modules)\n"
     )
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    # Half a second is promised; machines that test are busier than those that people use.
-    assert min(times) < 1.5
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
 def schema(*arguments: str) -> Result:
