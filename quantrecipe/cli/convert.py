@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantrecipe.cli.running import report, run
-from quantrecipe.schema.problems import QuantrecipeError
+from quantrecipe.schema.problems import InvalidInput, QuantrecipeError
+
+if TYPE_CHECKING:
+    from quantrecipe.converter import Converter
+
+
+class _Place(click.Path):
+    """A path; not the empty one, which would stand for the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty (a variable that is not set?); '.' is the working folder.")
+        return super().convert(value, param, ctx)
 
 
 @click.command()
@@ -20,8 +33,8 @@ from quantrecipe.schema.problems import QuantrecipeError
     metavar="R",
     help="A recipe file (JSON or YAML), - for standard input, or the name of a built-in recipe.",
 )
-@click.argument("source", required=False, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The output folder.")
+@click.argument("source", required=False, type=_Place(path_type=Path))
+@click.option("--out", type=_Place(path_type=Path), metavar="DIR", help="The output folder.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option(
     "--converter", default="streaming", show_default=True, help="Who carries the plan out."
@@ -76,14 +89,9 @@ def _convert(
     from quantrecipe.cli.plan_view import plan_json, plan_text
     from quantrecipe.cli.progress import ProgressLine
     from quantrecipe.cli.summary import summary_json, summary_text
-    from quantrecipe.converter import (
-        DEFAULT_BLOCK_BYTES,
-        carry_out,
-        find_converter,
-        open_recipe,
-        plan,
-    )
+    from quantrecipe.converter import DEFAULT_BLOCK_BYTES, carry_out, open_recipe, plan
 
+    worker = _find_converter(converter)
     loaded = open_recipe(recipe_name)
     planned = plan(loaded, source, converter=converter)
     if dry_run or out is None:
@@ -94,13 +102,26 @@ def _convert(
     with loaded.locating(), ProgressLine(planned.source_bytes, quiet=as_json) as progress:
         done = carry_out(
             planned,
-            find_converter(converter),
+            worker,
             out,
             block_bytes=block_bytes or DEFAULT_BLOCK_BYTES,
             force=force,
             progress=progress.advance,
         )
     click.echo(json.dumps(summary_json(done), indent=2) if as_json else summary_text(done))
+
+
+def _find_converter(name: str) -> Converter:
+    from quantrecipe.converter import find_converter
+
+    try:
+        return find_converter(name)
+    except InvalidInput as error:
+        (problem,) = error.problems
+        if problem.kind != "unknown-converter":
+            raise
+        message = f"{problem.message}. {problem.hint}"
+        raise click.BadParameter(message, param_hint="'--converter'") from error
 
 
 def main() -> None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
 
 from quantrecipe.cli.tables import human_bytes, table
-from quantrecipe.schema.name_groups import collapse, skeleton
+from quantrecipe.schema.base import Model
+from quantrecipe.schema.name_groups import collapse, natural, skeleton
 from quantrecipe.schema.plan import Plan, PlannedModule, PlannedTensor
 from quantrecipe.schema.schemes import AnyWeight, PlainWeight, Scheme
 
-_TITLES = {"quantized": "Quantized", "protected": "Protected", "passthrough": "Passed through"}
+_TITLES: Final = MappingProxyType(
+    {"quantized": "Quantized", "protected": "Protected", "passthrough": "Passed through"}
+)
+_LONGEST_REASON: Final = 48
+_WIDTH: Final = 96
+_LONGEST_PATTERN: Final = 72
+_LIST: Final = re.compile(r"\{[0-9,.]+\}")
+_MOST_FILES: Final = 16
 
 
 def describe_weight(weight: AnyWeight) -> str:
@@ -48,14 +60,13 @@ def plan_text(plan: Plan) -> str:
     for disposition, title in _TITLES.items():
         modules = [module for module in plan.modules if module.disposition == disposition]
         if modules:
-            lines += [f"{title}: {_count(len(modules), 'module')}", _modules_table(modules), ""]
+            lines += [*_modules(title, modules, several=len(plan.parts) > 1), ""]
     if plan.others:
-        size = sum(other.output.nbytes for other in plan.others)
-        lines += [
-            f"Other tensors: {len(plan.others):,}, copied as they are, {human_bytes(size)}",
-            "",
-        ]
+        size = human_bytes(sum(other.output.nbytes for other in plan.others))
+        lines += [f"Copied as they are: {_count(len(plan.others), 'other tensor')}, {size}", ""]
     lines += [_files_table(plan), "", _total(plan)]
+    if plan.statistics is not None:
+        lines.append(f"statistics: {plan.statistics}")
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 
@@ -69,43 +80,124 @@ def _schemes(plan: Plan) -> list[str]:
     ]
 
 
-def _modules_table(modules: Iterable[PlannedModule]) -> str:
-    groups: dict[tuple[str, ...], list[PlannedModule]] = {}
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Modules that one line stands for: alike but for a number in their names, and their part."""
+
+    pattern: str
+    shape: str
+    weight: str
+    why: str
+    modules: tuple[PlannedModule, ...]
+
+    @property
+    def parts(self) -> str:
+        return ", ".join(dict.fromkeys(module.part for module in self.modules))
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """What stands in a column; ``common`` is how the title says it where all rows agree."""
+
+    header: str
+    align: str
+    cells: Sequence[str]
+    common: str | None = None
+
+
+def _modules(title: str, modules: Sequence[PlannedModule], *, several: bool) -> list[str]:
+    """A table of modules: what holds for all of them above it, reasons too long for it below."""
+    rows = _rows(modules)
+    long = dict.fromkeys(row.why for row in rows if len(row.why) > _LONGEST_REASON)
+    notes = {reason: f"[{number}]" for number, reason in enumerate(long, start=1)}
+    parts = [row.parts for row in rows]
+    repeated = [part == above for part, above in zip(parts, ["", *parts], strict=False)]
+    cells = ["" if again else part for part, again in zip(parts, repeated, strict=True)]
+    why, said = ("scheme", "scheme ") if modules[0].scheme is not None else ("reason", "reason: ")
+    columns = [
+        _Column("part", "l", cells, "" if len(set(parts)) == 1 else None),
+        _Column("modules", "l", [_shortened(row.pattern) for row in rows]),
+        _Column("n", "r", [f"{len(row.modules):,}" for row in rows]),
+        _Column("shape", "l", [row.shape for row in rows]),
+        _agreed("weight", [row.weight for row in rows]),
+        _Column("in", "r", [human_bytes(sum(m.source.nbytes for m in r.modules)) for r in rows]),
+        _Column("out", "r", [human_bytes(sum(m.nbytes for m in r.modules)) for r in rows]),
+        _agreed(why, [notes.get(row.why, row.why) for row in rows], "" if notes else said),
+    ]
+    shown = [column for column in columns if column.common is None]
+    head = _count(len(modules), "module")
+    if several and columns[0] not in shown:
+        head += f" of {parts[0].replace(', ', ' and ')}"
+    head = ", ".join([head, *(column.common for column in columns if column.common)])
+    text = table(
+        list(zip(*(column.cells for column in shown), strict=True)),
+        [column.header for column in shown],
+        "".join(column.align for column in shown),
+    )
+    below = [
+        textwrap.fill(reason, _WIDTH, initial_indent=f"{note} ", subsequent_indent="    ")
+        for reason, note in notes.items()
+    ]
+    return [f"{title}: {head}", *textwrap.indent("\n".join([text, *below]), "  ").splitlines()]
+
+
+def _agreed(header: str, cells: Sequence[str], prefix: str = "") -> _Column:
+    """A column that the title stands for where all its cells are alike."""
+    if len(set(cells)) > 1:
+        return _Column(header, "l", cells)
+    return _Column(header, "l", cells, cells[0] and prefix + cells[0])
+
+
+def _shortened(pattern: str) -> str:
+    """A pattern without the middle of the longest list in it, where it would be too wide."""
+    if len(pattern) <= _LONGEST_PATTERN:
+        return pattern
+    lists = [found for found in _LIST.findall(pattern) if found.count(",") > 4]
+    for found in sorted(lists, key=len, reverse=True)[:1]:
+        items = found.strip("{}").split(",")
+        return pattern.replace(found, "{" + ",".join([*items[:3], "...", items[-1]]) + "}", 1)
+    return pattern
+
+
+def _one_line(text: str) -> str:
+    """Text that somebody wrote, without line breaks and what else a terminal would act upon."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _rows(modules: Iterable[PlannedModule]) -> list[_Row]:
+    """Modules as rows: parts in which the same becomes of the same modules share theirs."""
+    alike: dict[tuple[str, ...], list[PlannedModule]] = {}
     for module in modules:
-        key = (
-            module.part,
-            skeleton(module.name),
-            f"[{module.source.out_features}, {module.source.in_features}]",
-            describe_weight(module.source.weight),
-            describe_weight(module.weight),
-            module.scheme or module.reason or "",
-        )
-        groups.setdefault(key, []).append(module)
-    rows: list[tuple[str, ...]] = []
-    shown_part = None
-    for (part, _, shape, before, after, why), members in groups.items():
-        for group in collapse(module.name for module in members):
-            names = set(group.names)
-            chosen = [module for module in members if module.name in names]
-            rows.append(
-                (
-                    part if part != shown_part else "",
-                    group.pattern,
-                    f"{len(chosen)}",
-                    shape,
-                    f"{before} -> {after}" if before != after else before,
-                    human_bytes(sum(module.source.nbytes for module in chosen)),
-                    human_bytes(sum(module.nbytes for module in chosen)),
-                    why,
-                )
-            )
-            shown_part = part
-    headers = ("part", "modules", "n", "shape", "weight", "in", "out", "scheme or reason")
-    return table(rows, headers, "llrllrrl")
+        before, after = describe_weight(module.source.weight), describe_weight(module.weight)
+        shape = f"[{module.source.out_features}, {module.source.in_features}]"
+        weight = f"{before} -> {after}" if before != after else before
+        why = module.scheme or _one_line(module.reason or "")
+        key = (skeleton(module.name), module.part, shape, weight, why)
+        alike.setdefault(key, []).append(module)
+    found: dict[tuple[str, str, str, str], list[PlannedModule]] = {}
+    for (_, _, shape, weight, why), members in alike.items():
+        by_name = {module.name: module for module in members}
+        for group in collapse(by_name):
+            same = found.setdefault((group.pattern, shape, weight, why), [])
+            same += [by_name[name] for name in group.names]
+    rows = [
+        _Row(pattern, shape, weight, why, tuple(members))
+        for (pattern, shape, weight, why), members in found.items()
+    ]
+    # What all parts have in common first, then part by part.
+    return sorted(
+        rows,
+        key=lambda row: (-row.parts.count(","), row.parts, natural(row.modules[0].name)),
+    )
 
 
 def _files_table(plan: Plan) -> str:
     rows = [(file.path, f"{len(file.tensors):,}", f"{file.size:,}") for file in plan.files]
+    if len(rows) > _MOST_FILES:
+        hidden = plan.files[_MOST_FILES - 2 : -1]
+        tensors, size = sum(len(f.tensors) for f in hidden), sum(f.size for f in hidden)
+        more = (f"... {len(hidden):,} more ...", f"{tensors:,}", f"{size:,}")
+        rows = [*rows[: _MOST_FILES - 2], more, rows[-1]]
     return table(rows, ("file", "tensors", "bytes"), "lrr")
 
 
@@ -128,6 +220,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "recipe_sha256": plan.recipe_sha256,
         "source_layout": plan.source_layout.name,
         "target_layout": plan.target_layout.name,
+        "statistics": None if plan.statistics is None else str(plan.statistics),
+        "parts": {part.name: [str(file.path) for file in part.files] for part in plan.parts},
         "source_bytes": plan.source_bytes,
         "output_bytes": plan.output_bytes,
         "modules": [
@@ -142,6 +236,11 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "shape": [module.source.out_features, module.source.in_features],
                 "source": module.source.weight.model_dump(mode="json"),
                 "weight": module.weight.model_dump(mode="json"),
+                "activation": _optional(module.activation),
+                "smoothing": _optional(module.smoothing),
+                "source_tensors": {
+                    role: info.name for role, info in sorted(module.source.tensors.items())
+                },
                 "bytes_in": module.source.nbytes,
                 "bytes_out": module.nbytes,
                 "tensors": {role: _tensor(tensor) for role, tensor in module.outputs.items()},
@@ -149,15 +248,28 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             for module in plan.modules
         ],
         "others": [
-            {"part": other.part, "name": other.name, "tensor": _tensor(other.output)}
+            {
+                "part": other.part,
+                "name": other.name,
+                "source_tensor": other.source.name,
+                "tensor": _tensor(other.output),
+            }
             for other in plan.others
         ],
         "files": [
             {"path": file.path, "bytes": file.size, "tensors": len(file.tensors)}
             for file in plan.files
+        ]
+        + [
+            {"path": path, "bytes": len(content), "tensors": 0}
+            for path, content in plan.extra_files.items()
         ],
         "warnings": [warning.as_dict() for warning in plan.warnings],
     }
+
+
+def _optional(model: Model | None) -> Any:
+    return None if model is None else model.model_dump(mode="json")
 
 
 def _tensor(tensor: PlannedTensor) -> dict[str, Any]:

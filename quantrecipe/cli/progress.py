@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -52,6 +53,8 @@ class ProgressLine:
         self._next = now + _EVERY_SECONDS[self._terminal]
         text = self._text(now, name)
         if self._terminal:
+            # A line that wraps could not be drawn over.
+            text = text[: shutil.get_terminal_size().columns - 1]
             sys.stderr.write("\r" + text.ljust(self._drawn))
             self._drawn = len(text)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from typing import NoReturn
@@ -22,6 +21,7 @@ def run(command: click.Command) -> NoReturn:
     0 fine; 1 a recipe, checkpoint or bound does not hold; 2 usage; 3 I/O or internal failure; 130
     interrupted.
     """
+    stdout = sys.stdout
     try:
         code = command.main(standalone_mode=False)
     except click.exceptions.Exit as leaving:
@@ -35,14 +35,14 @@ def run(command: click.Command) -> NoReturn:
     except QuantrecipeError as error:
         report(error)
         code = error.exit_code
-    except BrokenPipeError:
-        # Whoever read the output has seen enough. Python would complain once more while closing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FAILURE
+    except SystemExit as leaving:
+        # When whoever read the output has seen enough, click puts another stdout in place and
+        # answers with 1, which says more than that.
+        code = leaving.code if sys.stdout is stdout else FAILURE
     except OSError as error:
         click.echo(f"error: {error}", err=True)
         code = FAILURE
-    except Exception:
+    except Exception:  # noqa: BLE001 - the last resort, and it says all
         traceback.print_exc()
         click.echo("internal error: please report the lines above", err=True)
         code = FAILURE
@@ -66,4 +66,3 @@ def report(error: QuantrecipeError, *, as_json: bool = False) -> None:
         click.echo(f"error: {problem}", err=True)
     if len(error.problems) > SHOWN:
         click.echo(f"... and {len(error.problems) - SHOWN} more (--json shows all)", err=True)
-

@@ -16,10 +16,8 @@ def summary_text(done: Conversion) -> str:
     """The summary for people."""
     lock = done.lock
     rate = done.source_bytes / max(done.seconds, 1e-9)
-    lines = [
-        f"{lock.recipe.name}: {human_bytes(done.source_bytes)} -> "
-        f"{human_bytes(done.output_bytes)} in {done.seconds:.1f} s ({human_bytes(round(rate))}/s)"
-    ]
+    sizes = f"{human_bytes(done.source_bytes)} -> {human_bytes(done.output_bytes)}"
+    lines = [f"{lock.recipe.name}: {sizes} in {done.seconds:.1f} s ({human_bytes(round(rate))}/s)"]
     for (how, weight), count in _kinds(lock.modules).items():
         lines.append(f"  {count:>5,} {how:<24} {weight}")
     if lock.others:
@@ -31,8 +29,10 @@ def summary_text(done: Conversion) -> str:
         mean = sum(finite) / len(finite) if finite else math.inf
         largest = max(measured, key=_in_scales)
         lines += [
-            f"  weight SQNR: worst {_decibels(_sqnr(worst))} ({_title(worst)}), "
-            f"mean {_decibels(mean)}",
+            (
+                f"  weight SQNR: worst {_decibels(_sqnr(worst))} ({_title(worst)}), "
+                f"mean {_decibels(mean)}"
+            ),
             f"  largest error: {_in_scales(largest):.4f} scales ({_title(largest)})",
         ]
     for output in lock.outputs:

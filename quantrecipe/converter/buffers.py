@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+
 class Buffers:
     """Scratch memory by purpose. A view is valid until the same purpose is asked for again."""
 

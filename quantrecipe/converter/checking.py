@@ -27,9 +27,7 @@ def finish(output: OutputWriter, converter: Converter) -> None:
         ) from error
 
 
-def check_complete(
-    planned: Plan, results: tuple[ModuleResult, ...], converter: Converter
-) -> None:
+def check_complete(planned: Plan, results: tuple[ModuleResult, ...], converter: Converter) -> None:
     """Every module is accounted for once, with its error where numbers were rounded to codes.
 
     Raises:

@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from quantrecipe.checkpoint import open_parts, read_header
 from quantrecipe.converter.selection import check_capabilities, find_converter
 from quantrecipe.schema.document import STDIN, Document, parse_text, read_parsed
-from quantrecipe.schema.plan import Plan
+from quantrecipe.schema.plan import Plan, PlannedModule
 from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import recipe_text
 from quantrecipe.schema.statistics import STATISTICS_KEY
+from quantrecipe.schema.tensors import TensorInfo
 from quantrecipe.schema.validation import examine_text, located
 
 
@@ -44,6 +46,7 @@ class OpenRecipe:
             raise located(error, self.document) from error
 
 
+_SUFFIXES: Final = (".json", ".yaml", ".yml")
 RecipeLike = Recipe | OpenRecipe | Path | str
 
 
@@ -60,7 +63,8 @@ def open_recipe(recipe: RecipeLike) -> OpenRecipe:
     path, folder = Path(recipe), Path.cwd()
     if str(recipe) == STDIN:
         parsed = read_parsed(STDIN)
-    elif path.suffix in (".json", ".yaml", ".yml") or path.exists():
+    elif path.suffix in _SUFFIXES or (path.exists() and not path.is_dir()):
+        # A folder may well be called as the recipe it was made by.
         parsed, folder = read_parsed(path), path.parent
     else:
         parsed = parse_text(recipe_text(str(recipe)), f"recipe {recipe}")
@@ -112,70 +116,76 @@ def _source_root(loaded: OpenRecipe, source: Path | str | None) -> Path:
 
 
 def _statistics_path(loaded: OpenRecipe) -> Path | None:
-    names = sorted(
-        {
-            scheme.smoothing.statistics
-            for scheme in loaded.recipe.schemes.values()
-            if scheme.smoothing is not None
-        }
-    )
-    if not names:
-        return None
-    if len(names) > 1:
+    wanted = {
+        scheme.smoothing.statistics: _statistics_pointer(name)
+        for name, scheme in sorted(loaded.recipe.schemes.items())
+        if scheme.smoothing is not None
+    }
+    if len(wanted) > 1:
         raise InvalidInput(
             Problem(
                 "several-statistics",
-                f"its schemes name {len(names)} statistics files: {', '.join(names)}",
+                f"the schemes name {len(wanted)} statistics files: {', '.join(sorted(wanted))}",
                 hint="Put what they hold into one file.",
-                pointer="/schemes",
+                pointer=list(wanted.values())[-1],
             )
         )
-    return loaded.folder / names[0]
+    return next((loaded.folder / name for name in wanted), None)
+
+
+def _statistics_pointer(scheme: str | None) -> str:
+    return f"/schemes/{scheme}/smoothing/statistics"
 
 
 def _check_statistics(planned: Plan) -> None:
     """Every module that is to be smoothed was measured, in as many channels as it has."""
-    if planned.statistics is None:
+    path = planned.statistics
+    smoothed = [module for module in planned.modules if module.smoothing is not None]
+    if path is None or not smoothed:
         return
-    if not planned.statistics.exists():
+    pointer = _statistics_pointer(smoothed[0].scheme)
+    if not path.exists():
         raise InvalidInput(
             Problem(
                 "no-statistics",
-                "the statistics file that smoothing needs does not exist",
+                f"the statistics file that smoothing needs does not exist: {path}",
                 hint="Put the file of measured input maxima there, or take the smoothing out of "
                 "the scheme.",
-                file=str(planned.statistics),
-                pointer="/schemes",
+                pointer=pointer,
             )
         )
-    header = read_header(planned.statistics)
+    header = read_header(path)
     problems = []
     if STATISTICS_KEY not in header.metadata:
         problems.append(
             Problem(
                 "not-statistics",
                 f"its metadata has no {STATISTICS_KEY!r}: it is not a statistics file",
-                file=str(planned.statistics),
+                hint="Name the file of measured input maxima.",
+                file=str(path),
             )
         )
-    for module in planned.modules:
-        if module.smoothing is None:
-            continue
+    for module in smoothed:
         name = statistics_tensor(module.part, module.name)
-        info = header.tensors.get(name)
-        if info is None:
-            message = f"{module.name!r} of part {module.part!r} was not measured"
-        elif len(info.shape) != 2 or info.shape[1] != module.source.in_features:
-            message = f"shape {list(info.shape)}, but {module.name!r} has {module.source.in_features} input channels"
-        elif info.dtype != "float32" or info.shape[0] == 0:
-            message = f"{info.dtype} {list(info.shape)}, expected float32 [bins, in]"
-        else:
-            continue
-        problems.append(
-            Problem("statistics-mismatch", message, file=str(planned.statistics), tensor=name)
-        )
+        message = _not_measured(module, header.tensors.get(name))
+        if message is not None:
+            problems.append(Problem("statistics-mismatch", message, file=str(path), tensor=name))
     if problems:
         raise InvalidInput(problems)
+
+
+def _not_measured(module: PlannedModule, info: TensorInfo | None) -> str | None:
+    if info is None:
+        return f"{module.name!r} of part {module.part!r} was not measured"
+    channels = module.source.in_features
+    if len(info.shape) != 2 or info.shape[1] != channels:
+        return (
+            f"shape {list(info.shape)}, but {module.name!r} of part {module.part!r} has "
+            f"{channels} input channels: expected [bins, {channels}]"
+        )
+    if info.dtype != "float32" or info.shape[0] == 0:
+        return f"{info.dtype} {list(info.shape)}, expected float32 [bins, {channels}]"
+    return None
 
 
 def statistics_tensor(part: str, module: str) -> str:

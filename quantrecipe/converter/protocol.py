@@ -14,7 +14,7 @@ from quantrecipe.schema.plan import Plan, PlannedTensor
 DEFAULT_BLOCK_BYTES = 4 << 20
 
 Progress = Callable[[int, str], None]
-"""Called with the bytes of source tensors just finished with and the name of what they belong to."""
+"""Called with the bytes of source tensors just finished with, and the name of their owner."""
 
 
 def silent(count: int, name: str) -> None:

@@ -25,16 +25,7 @@ def find_converter(name: str) -> Converter:
         InvalidInput: none is called that, it cannot be loaded, or what is registered is no
             converter.
     """
-    try:
-        made: Any = load_named(GROUP, name, "converter")()
-    except (ImportError, AttributeError) as error:
-        raise InvalidInput(
-            Problem(
-                "broken-entry-point",
-                f"converter {name!r} is registered, and cannot be loaded: {error}",
-                hint="Reinstall or uninstall the project that it comes from.",
-            )
-        ) from error
+    made: Any = load_named(GROUP, name, "converter")()
     if not isinstance(made, Converter):
         raise InvalidInput(
             Problem(

@@ -26,6 +26,6 @@ def smoothquant_factors(input_absmax: Tensor, weight_absmax: Tensor, alpha: floa
 
 
 def column_absmax(block: Tensor, out: Tensor) -> None:
-    """Raise ``out`` ``[in]`` to the largest absolute value of each column of ``block`` ``[rows, in]``."""
+    """Raise ``out`` ``[in]`` to the largest absolute value of each column of ``[rows, in]``."""
     torch.maximum(out, block.amax(0), out=out)
     torch.maximum(out, block.amin(0).neg_(), out=out)

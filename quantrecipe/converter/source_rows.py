@@ -23,8 +23,10 @@ def row_multiple(module: StoredModule) -> int:
     return 1 if isinstance(weight, PlainWeight) else get_format(weight).row_multiple(weight)
 
 
-def row_blocks(rows: int, columns: int, multiple: int, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cuts ``rows`` into stretches of about ``block_bytes`` of float32, at multiples of ``multiple``."""
+def row_blocks(
+    rows: int, columns: int, multiple: int, block_bytes: int
+) -> Iterator[tuple[int, int]]:
+    """Cut ``rows`` into about ``block_bytes`` of float32 each, at multiples of ``multiple``."""
     step = max(1, block_bytes // max(1, 4 * columns * multiple)) * multiple
     for start in range(0, rows, step):
         yield start, min(rows, start + step)

@@ -109,9 +109,7 @@ class _Work:
     def _blocks(self, module: PlannedModule, multiple: int = 1) -> Iterator[tuple[int, int]]:
         source = module.source
         multiple = math.lcm(multiple, row_multiple(source))
-        return row_blocks(
-            source.out_features, source.in_features, multiple, self.job.block_bytes
-        )
+        return row_blocks(source.out_features, source.in_features, multiple, self.job.block_bytes)
 
     def _rows(self, module: PlannedModule) -> SourceRows:
         return SourceRows(module.source, self.reader, self.buffers)
@@ -234,5 +232,3 @@ def weight_error(signal: Tensor, noise: Tensor, worst: float) -> WeightError:
         sqnr_db=None if sqnr is None else round(sqnr, 2),
         max_error_in_scales=round(worst, 6),
     )
-
-

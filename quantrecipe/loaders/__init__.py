@@ -44,7 +44,9 @@ def load_state_dict(
         part: which part; ``None``: the only one, or all where ``names`` tells them apart.
         names: keys as the source called things, or as the target does.
         dtype: of the weights that were quantized; every other tensor keeps its own.
-        layout, parts, check: as ``open_checkpoint``.
+        layout: as ``open_checkpoint``.
+        parts: as ``open_checkpoint``.
+        check: as ``open_checkpoint``.
         loader: who reads it.
 
     Raises:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from quantrecipe.checkpoint import SourceReader
-from quantrecipe.formats import Unrepresentable, cast, dequantize
+from quantrecipe.checkpoint.reading import WritableBuffer
+from quantrecipe.formats import Unrepresentable, cast, dequantize, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.schema.dtypes import PLAIN_DTYPES, PlainDType
 from quantrecipe.schema.layout import Layout
@@ -194,6 +195,65 @@ class Checkpoint:
             return values if dtype == torch.float32 else cast(values, _plain(dtype))
         except Unrepresentable as refused:
             raise InvalidInput(replace(refused.at(info.name), file=str(info.file))) from refused
+
+    def read_into(self, info: TensorInfo, start: int, buffer: WritableBuffer) -> None:
+        """Fill ``buffer`` with bytes of a tensor as stored, from byte ``start`` of it on.
+
+        Raises:
+            InvalidInput: the file has changed since it was opened.
+        """
+        self._reader.read_into(info, start, buffer)
+
+    def codes(self, name: str, part: str | None, start: int, stop: int) -> Tensor:
+        """Rows of a module's weight in the dtype they are stored in, ``[rows, in]``."""
+        module = self.module(name, part)
+        return self._slice(module.tensors["weight"], start, (stop - start, module.in_features))
+
+    def scales(self, name: str, part: str | None, start: int, stop: int) -> Tensor:
+        """The scales of these rows of a module's weight: the rows of its grid that they need.
+
+        Raises:
+            ValueError: ``start`` is inside a block of rows that share scales.
+        """
+        module = self.module(name, part)
+        stored = module.weight
+        if isinstance(stored, PlainWeight):
+            raise ValueError(f"{name!r} is stored as {stored.format}, without scales")
+        whole = module.out_features, module.in_features
+        height, columns = stored.group_shape(*whole)[0], stored.scale_grid(*whole)[1]
+        if start % height and stored.granularity != "tensor":
+            raise ValueError(f"rows from {start} on do not begin a block of {height}")
+        shape = -(-stop // height) - start // height, columns
+        return self._slice(module.tensors["weight_scale"], start // height, shape)
+
+    def rows(self, name: str, part: str | None, start: int, stop: int) -> Tensor:
+        """Rows of a module's weight as the numbers that are stored, float32 ``[rows, in]``.
+
+        Memory does not grow with the module. Smoothing factors are not applied.
+
+        Raises:
+            InvalidInput: there is no such part or module, or a number is not finite.
+            ValueError: ``start`` is inside a block of rows that share scales.
+        """
+        module = self.module(name, part)
+        codes = self.codes(name, part, start, stop)
+        info, stored = module.tensors["weight"], module.weight
+        try:
+            if isinstance(stored, PlainWeight):
+                return to_float32(codes)
+            return dequantize(codes, self.scales(name, part, start, stop), stored)
+        except Unrepresentable as refused:
+            raise InvalidInput(replace(refused.at(info.name, start), file=str(info.file))) from None
+
+    def _slice(self, info: TensorInfo, first: int, shape: tuple[int, int]) -> Tensor:
+        """Rows of a tensor as stored, from row ``first`` on, all of one width."""
+        dtype = TORCH_DTYPES[info.dtype]
+        width = shape[1] * dtype.itemsize
+        buffer = bytearray(shape[0] * width)
+        self._reader.read_into(info, first * width, buffer)
+        if not buffer:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(buffer, dtype=dtype).view(shape)
 
     def _factors(self, info: TensorInfo) -> Tensor:
         factors = self.tensor(info)

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from quantrecipe.checkpoint import open_parts
 from quantrecipe.loaders.checkpoint import Checkpoint, OpenPart
-from quantrecipe.schema.canonical import recipe_digest
+from quantrecipe.loaders.identity import described, identify, root_of
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, read_part
 from quantrecipe.schema.lock import LOCK_NAME, Lock, LockedTensor
 from quantrecipe.schema.planning import METADATA_KEY
 from quantrecipe.schema.problems import InvalidInput, Problem, closest
-from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.tensors import SourceFileInfo, SourcePart, TensorInfo
-from quantrecipe.schema.validation import load_lock, parse_recipe
 
 Check = Literal["headers", "digests"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """What a checkpoint is, as it says or as the caller says."""
-
-    layout: Layout
-    source_layout: Layout | None
-    recipe: Recipe | None
-    lock: Lock | None
-    locations: Mapping[str, str]
 
 
 def open_checkpoint(
@@ -58,13 +42,17 @@ def open_checkpoint(
             scale, and everything in which lock, metadata and files differ.
     """
     path = Path(path)
-    identity = _identify(path, layout, parts)
+    identity = identify(path, layout, parts)
     if check == "digests" and identity.lock is None:
         raise InvalidInput(
             Problem(
                 "no-lock",
-                f"there is no {LOCK_NAME} to check digests against",
-                hint='Open it with check="headers", or keep the lock beside the weights.',
+                f"there is no {LOCK_NAME} to check digests against"
+                if layout is None
+                else f"with layout= no {LOCK_NAME} is looked at, so there are no digests to check",
+                hint='Open it with check="headers", or keep the lock beside the weights.'
+                if layout is None
+                else "Leave layout= out: a lock says what its checkpoint is.",
                 file=str(path),
             )
         )
@@ -74,7 +62,8 @@ def open_checkpoint(
     files = {file.path: file for part in opened for file in part.files}
     problems += _unowned(opened, contents)
     if identity.lock is not None:
-        problems += _check_lock(identity.lock, _root(path), files)
+        problems += _check_lock(identity.lock, root_of(path), files)
+        problems += _check_metadata(identity.lock, files.values())
     if problems:
         raise InvalidInput(problems)
     return Checkpoint(
@@ -84,94 +73,7 @@ def open_checkpoint(
         recipe=identity.recipe,
         lock=identity.lock,
         parts={name: OpenPart(found.modules, found.others) for name, found in contents.items()},
-        digests=_digests(identity.lock, _root(path)) if check == "digests" else {},
-    )
-
-
-def _identify(
-    path: Path, layout: str | Layout | None, parts: Mapping[str, str] | None
-) -> _Identity:
-    if layout is not None:
-        return _Identity(resolve_layout(layout), None, None, None, parts or {"model": "."})
-    lock_path = _root(path) / LOCK_NAME
-    lock = load_lock(lock_path) if lock_path.is_file() else None
-    if lock is not None and (path.is_dir() or path.name in {f.path for f in lock.outputs}):
-        if recipe_digest(lock.recipe) != lock.recipe_sha256:
-            raise InvalidInput(
-                Problem(
-                    "recipe-digest",
-                    "the lock's recipe is not the one that its digest is of",
-                    hint="The lock was edited; convert again.",
-                    file=str(lock_path),
-                    pointer="/recipe_sha256",
-                )
-            )
-        if not path.is_dir() and len(lock.outputs) > 1:
-            raise InvalidInput(
-                Problem(
-                    "one-of-several",
-                    f"it is one of the {len(lock.outputs)} files of a checkpoint",
-                    hint=f"Open the folder: {path.parent}",
-                    file=str(path),
-                )
-            )
-        return _from_recipe(lock.recipe, lock, path)
-    return _from_recipe(_recipe_of_metadata(path), None, path)
-
-
-def _root(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
-
-
-def _from_recipe(recipe: Recipe, lock: Lock | None, path: Path) -> _Identity:
-    return _Identity(
-        resolve_layout(recipe.target.layout),
-        resolve_layout(recipe.source.layout),
-        recipe,
-        lock,
-        _locations(recipe, path),
-    )
-
-
-def _locations(recipe: Recipe, path: Path) -> dict[str, str]:
-    """Where each part lies: in its own file or the common one, or in the shards of it."""
-    found: dict[str, str] = {}
-    target = recipe.target
-    for part in recipe.source.parts:
-        file = target.parts[part] if target.parts is not None else target.file
-        if not path.is_dir():
-            found[part] = "."
-            continue
-        stem = file.removesuffix(".safetensors")
-        sharded = (path / f"{file}.index.json").is_file()
-        found[part] = f"{stem}-*.safetensors" if sharded else file
-    return found
-
-
-def _recipe_of_metadata(path: Path) -> Recipe:
-    candidates = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    for candidate in candidates:
-        part = open_parts(candidate, {"model": "."})[0]
-        text = part.files[0].metadata.get(METADATA_KEY)
-        if text is not None:
-            try:
-                recipe = json.loads(text)["recipe"]
-            except (ValueError, KeyError, TypeError):
-                raise InvalidInput(
-                    Problem(
-                        "bad-metadata",
-                        f"its metadata entry {METADATA_KEY!r} holds no recipe",
-                        file=str(candidate),
-                    )
-                ) from None
-            return parse_recipe(json.dumps(recipe), f"{candidate} (metadata)")
-    raise InvalidInput(
-        Problem(
-            "unknown-checkpoint",
-            f"neither {LOCK_NAME} nor the metadata of a safetensors file says what it is",
-            hint="Say layout=...; quantrecipe inspect tells which.",
-            file=str(path),
-        )
+        digests=_digests(identity.lock, root_of(path)) if check == "digests" else {},
     )
 
 
@@ -187,9 +89,7 @@ def _unowned(
     for path, file in files.items():
         for name in file.tensors:
             if name not in claimed[path]:
-                yield Problem(
-                    "extra-tensor", "it belongs to no part", file=str(path), tensor=name
-                )
+                yield Problem("extra-tensor", "it belongs to no part", file=str(path), tensor=name)
 
 
 def _digests(lock: Lock | None, root: Path) -> dict[tuple[Path, str], str]:
@@ -206,9 +106,7 @@ def _vouched(lock: Lock) -> Iterator[LockedTensor]:
         yield other.tensor
 
 
-def _check_lock(
-    lock: Lock, root: Path, files: Mapping[Path, SourceFileInfo]
-) -> Iterator[Problem]:
+def _check_lock(lock: Lock, root: Path, files: Mapping[Path, SourceFileInfo]) -> Iterator[Problem]:
     """Every tensor that the lock vouches for is there, as it says; and no other."""
     vouched: dict[str, dict[str, LockedTensor]] = {output.path: {} for output in lock.outputs}
     for tensor in _vouched(lock):
@@ -246,3 +144,17 @@ def _check_tensor(
         yield differs("misshaped-tensor", f"is {list(info.shape)}, not {list(tensor.shape)}")
     elif info.offset != tensor.offset:
         yield differs("misplaced-tensor", f"begins at byte {info.offset}, not {tensor.offset}")
+
+
+def _check_metadata(lock: Lock, files: Iterable[SourceFileInfo]) -> Iterator[Problem]:
+    """Every file says that it is of the recipe that the lock is of."""
+    for file in files:
+        says = described(file)
+        if says is None or says.recipe_sha256 != lock.recipe_sha256:
+            yield Problem(
+                "metadata-mismatch",
+                f"its metadata entry {METADATA_KEY!r} "
+                + ("is missing" if says is None else "is of another recipe than the lock"),
+                hint="File and lock are not of one conversion; convert again.",
+                file=str(file.path),
+            )

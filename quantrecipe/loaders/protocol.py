@@ -16,8 +16,11 @@ Names = Literal["source", "target"]
 
 @runtime_checkable
 class Loader(Protocol):
-    """Takes a converted checkpoint and produces tensors. Found by entry point (group
-    ``quantrecipe.loaders``), chosen by name; an instance is made without arguments."""
+    """Takes a converted checkpoint and produces tensors.
+
+    Found by entry point (group ``quantrecipe.loaders``), chosen by name; an instance is made
+    without arguments.
+    """
 
     @property
     def name(self) -> str:

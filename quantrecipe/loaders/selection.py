@@ -54,16 +54,7 @@ def _could(name: str, wanted: tuple[Need, ...]) -> bool:
 
 
 def _load(name: str) -> Loader:
-    try:
-        made: Any = load_named(GROUP, name, "loader")()
-    except (ImportError, AttributeError) as error:
-        raise InvalidInput(
-            Problem(
-                "broken-entry-point",
-                f"loader {name!r} is registered, and cannot be loaded: {error}",
-                hint="Reinstall or uninstall the project that it comes from.",
-            )
-        ) from error
+    made: Any = load_named(GROUP, name, "loader")()
     if not isinstance(made, Loader):
         raise InvalidInput(
             Problem(

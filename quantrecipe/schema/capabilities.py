@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.schemes import GranularityName, PlainWeight, ScaledWeight, SmoothingPlacement
+from quantrecipe.schema.schemes import (
+    GranularityName,
+    PlainWeight,
+    ScaledWeight,
+    SmoothingPlacement,
+)
 
 ANY: frozenset[str] = frozenset({"*"})
 """Every name, also ones that are not known here."""
@@ -103,9 +108,7 @@ def needs(recipe: Recipe, layouts: Iterable[tuple[str, str]]) -> tuple[Need, ...
     for index, entry in enumerate(recipe.protected):
         found.append(Need("formats", entry.dtype, f"/protected/{index}/dtype"))
     if recipe.target.passthrough_dtype != "keep":
-        found.append(
-            Need("formats", recipe.target.passthrough_dtype, "/target/passthrough_dtype")
-        )
+        found.append(Need("formats", recipe.target.passthrough_dtype, "/target/passthrough_dtype"))
     return tuple(found)
 
 

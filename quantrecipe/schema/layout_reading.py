@@ -274,7 +274,7 @@ class _Reading:
             yield name, info
 
     def _check_other(self, info: TensorInfo) -> None:
-        if info.dtype.startswith(("float8", "float6", "float4")) or (
+        if info.dtype.startswith(("float8_", "float6_", "float4_")) or (
             info.dtype == "int8" and len(info.shape) >= 2
         ):
             self._problem(

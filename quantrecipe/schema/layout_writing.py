@@ -18,10 +18,8 @@ from quantrecipe.schema.schemes import (
 )
 from quantrecipe.schema.tensors import OutputTensor
 
-
 _UNSMOOTHED: Final = (
-    "smoothing factors belong to weights that are quantized, and this one is stored in a plain "
-    "dtype",
+    "smoothing factors go with quantized weights, and the weights of this scheme are plain",
     "Take the smoothing out of the scheme, or give it a quantized weight format.",
 )
 
@@ -59,8 +57,7 @@ def refusal(
     if smoothing is not None and smoothing.apply not in holds.smoothing:
         held = ", ".join(holds.smoothing)
         return (
-            f"layout {layout.name!r} has no place for smoothing factors applied "
-            f"{smoothing.apply!r}",
+            f"layout {layout.name!r} has no place for smoothing applied {smoothing.apply!r}",
             f"It holds: {held}." if held else "Take the smoothing out, or choose another layout.",
         )
     return None
@@ -80,7 +77,8 @@ def module_tensors(
 
     Args:
         layout: one for which ``refusal`` gave ``None``.
-        part, module: names.
+        part: its name.
+        module: its name inside the part.
         shape: out and in features.
         weight: how the weight is stored.
         smoothing: whether factors are stored with it.
@@ -135,8 +133,8 @@ def missing_role(
     for role, template in roles(_templates(layout, weight)):
         if role not in written and not template.optional:
             return (
-                f"layout {layout.name!r} asks for the {role.replace('_', ' ')} of every module in "
-                f"{weight.format}",
+                f"layout {layout.name!r} asks every {weight.format} module for its "
+                + role.replace("_", " "),
                 "Choose another layout, or make the tensor optional in it.",
             )
     return None

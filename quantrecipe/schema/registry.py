@@ -1,4 +1,4 @@
-"""What is known by name: built-in layouts and recipes, and what other projects add by entry point."""
+"""What is known by name: built-in layouts and recipes, and what entry points add to them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _documents(folder: str, group: str) -> Mapping[str, Traversable | EntryPoint
 
 def _text(name: str, found: Traversable | EntryPoint) -> str:
     """An entry point gives a JSON document as a dictionary, or the path of a JSON file."""
-    if not isinstance(found, EntryPoint):
+    if isinstance(found, Traversable):
         return found.read_text("utf-8")
     value = _load(name, found)
     try:
@@ -92,6 +92,19 @@ def _broken(name: str, point: EntryPoint, error: Exception) -> InvalidInput:
             hint="Tell the author of the project that registers it in " + point.group + ".",
         )
     )
+
+
+class KnownLayouts(Collection[str]):
+    """The names of every known layout; installed packages are looked through only if need be."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in _built_in("layouts") or name in layout_names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(layout_names())
+
+    def __len__(self) -> int:
+        return len(layout_names())
 
 
 def layout_names() -> list[str]:

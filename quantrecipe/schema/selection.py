@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
 from quantrecipe.schema.layout_reading import PartContents
-from quantrecipe.schema.patterns import Patterns, is_exact
+from quantrecipe.schema.patterns import Patterns, check_pattern, is_exact
 from quantrecipe.schema.problems import Problem, closest
 from quantrecipe.schema.recipe import CountRange, Protected, Recipe, Rule
+from quantrecipe.schema.schemes import ScaledWeight
+from quantrecipe.schema.tensors import TensorInfo
 
 EMBEDDING_NAMES = Patterns.compile(
     [
@@ -16,6 +19,10 @@ EMBEDDING_NAMES = Patterns.compile(
         "**.relative_attention_bias",
     ]
 )
+
+
+# Comparing names takes seconds beyond that.
+_MOST_COMPARED: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class _Entry:
     entry: Rule | Protected
     patterns: Patterns
     taken: int = 0
+    used: set[int] = field(default_factory=set)
 
     def taken_by(self, pattern: int) -> Taken:
         text = self.entry.modules[pattern]
@@ -70,19 +78,35 @@ def select(recipe: Recipe, contents: Mapping[str, PartContents]) -> Selection:
     taken: dict[tuple[str, str], Taken] = {}
     problems: list[Problem] = []
     for part, found in contents.items():
-        for name in found.modules:
+        for name in _names(found):
             for entry in entries:
                 pattern = entry.patterns.matches(name) if entry.holds_for(part) else None
                 if pattern is None:
                     continue
                 entry.taken += 1
+                entry.used.add(pattern)
                 taken[part, name] = entry.taken_by(pattern)
-                if isinstance(entry.entry, Rule):
+                if _quantizes(recipe, entry.entry):
                     problems += _embedding(name, entry, pattern)
                 break
     for entry in entries:
         problems += _check_entry(entry, contents, taken)
     return Selection(taken, tuple(problems))
+
+
+def _names(found: PartContents) -> list[str]:
+    """The modules of a part, in the order of their names.
+
+    What is broken counts as well: the checkpoint is at fault there, not the patterns.
+    """
+    return sorted(found.modules.keys() | found.broken)
+
+
+def _quantizes(recipe: Recipe, entry: Rule | Protected) -> bool:
+    if isinstance(entry, Protected):
+        return False
+    scheme = recipe.schemes.get(entry.scheme)
+    return scheme is None or isinstance(scheme.weight, ScaledWeight)
 
 
 def _embedding(name: str, entry: _Entry, pattern: int) -> Iterator[Problem]:
@@ -136,30 +160,28 @@ def _dead_pattern(
     taken: Mapping[tuple[str, str], Taken],
 ) -> Iterator[Problem]:
     """A pattern that takes nothing is a typo until the recipe says otherwise."""
+    if index in entry.used:
+        return
     alone = Patterns.compile([text])
     earlier: dict[str, int] = {}
     for part, found in contents.items():
         if not entry.holds_for(part):
             continue
-        for name in found.modules:
-            if alone.matches(name) is None:
-                continue
+        for name in _names(found):
             owner = taken.get((part, name))
-            if owner is not None and owner.pointer == entry.pointer and owner.pattern == text:
-                return
-            where = owner.pointer if owner is not None else ""
-            if owner is not None and owner.pointer == entry.pointer:
-                where = f"an earlier pattern of {entry.pointer}"
+            if owner is None or alone.matches(name) is None:
+                continue
+            own = owner.pointer == entry.pointer
+            where = f"an earlier pattern of {entry.pointer}" if own else owner.pointer
             earlier[where] = earlier.get(where, 0) + 1
     message = f"pattern {text!r} takes no module"
-    hint = _near_miss(entry, text, alone, contents)
     if earlier:
         takers = " and ".join(sorted(earlier))
         message += f": all {sum(earlier.values())} it matches were taken by {takers}"
-        hint = "Take the pattern out, or put it first."
-    yield Problem(
-        "takes-nothing", message, hint=hint, pointer=f"{entry.pointer}/modules/{index}"
-    )
+        hint = "Take the pattern out, or make the earlier ones take less."
+    else:
+        hint = _near_miss(entry, text, alone, contents)
+    yield Problem("takes-nothing", message, hint=hint, pointer=f"{entry.pointer}/modules/{index}")
 
 
 def _near_miss(
@@ -167,18 +189,43 @@ def _near_miss(
 ) -> str:
     modules: set[str] = set()
     for part, found in contents.items():
+        names = _names(found)
         if not entry.holds_for(part):
+            elsewhere = next((name for name in names if alone.matches(name) is not None), None)
+            if elsewhere is not None:
+                return f"It matches {elsewhere!r} of part {part!r}, which the entry leaves out."
             continue
-        modules.update(found.modules)
+        modules.update(names)
         for name, info in found.others.items():
             stem = name.removesuffix(".weight")
-            if stem != name and alone.matches(stem) is not None:
-                return (
-                    f"{stem!r} matches, but its weight has shape {list(info.shape)}: only "
-                    "two-dimensional weights are modules, everything else passes through."
-                )
-    near = closest(text, modules) if len(modules) <= 20_000 else None
+            if alone.matches(stem) is not None:
+                return f"It matches {stem!r}, but {_no_module(name, info)}."
+    for name in sorted(modules):
+        if alone.matches(f"{name}.weight") is not None:
+            return f"Patterns match modules, not tensors: {name!r}, without '.weight'."
+    wider = ".".join("**" if segment == "*" else segment for segment in text.split("."))
+    if wider != text and _matches_any(wider, modules):
+        return f"'*' stands for one segment of a name: did you mean {wider!r}?"
+    near = closest(text, modules) if len(modules) <= _MOST_COMPARED else None
     if near is not None:
         return f"Did you mean {near!r}?"
-    example = min(modules, default=None)
-    return f"Modules are called like {example!r}." if example is not None else "There are no modules."
+    if not modules:
+        return "There are no modules."
+    return f"Modules are called like {min(modules)!r}."
+
+
+def _matches_any(text: str, names: Iterable[str]) -> bool:
+    if check_pattern(text) is not None:
+        return False
+    alone = Patterns.compile([text])
+    return any(alone.matches(name) is not None for name in names)
+
+
+def _no_module(name: str, info: TensorInfo) -> str:
+    """Why a tensor is not the weight of a module."""
+    if len(info.shape) != 2:
+        return (
+            f"that has shape {list(info.shape)}: only two-dimensional weights are modules, "
+            "everything else passes through"
+        )
+    return f"{name!r} is {info.dtype}, which the source's layout has no module for"

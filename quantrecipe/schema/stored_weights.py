@@ -46,7 +46,7 @@ def stored_weight(
     scale: TensorInfo,
     weight: TensorInfo,
 ) -> AnyScaledWeight | None:
-    """How a weight ``[out, in]`` with this scale is stored, or ``None`` if no shape reads the scale.
+    """How a weight ``[out, in]`` with this scale is stored; ``None`` if no shape reads it.
 
     Where two granularities give the scale the same shape (a single row, a single group), they mean
     the same numbers, and the first that the layout holds is taken.

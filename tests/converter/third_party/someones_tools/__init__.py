@@ -1,0 +1,1 @@
+"""Somebody else's converters and loaders, as another project would install them."""
