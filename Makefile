@@ -23,7 +23,7 @@ help:
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,models,dev,demo]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fast,test,models,dev,demo]'
 	@touch $@
 
 demo: $(READY)

@@ -13,6 +13,7 @@ COMMANDS: Final = {
     "convert": "quantrecipe.cli.convert:convert",
     "validate": "quantrecipe.cli.validate:validate",
     "inspect": "quantrecipe.cli.inspect:inspect",
+    "verify": "quantrecipe.cli.verify:verify",
     "schema": "quantrecipe.cli.schema_command:schema",
     "migrate": "quantrecipe.cli.migrate:migrate",
     "recipes": "quantrecipe.cli.listings:recipes",

@@ -46,6 +46,12 @@ class _Place(click.Path):
     metavar="BYTES",
     help="About how many bytes of numbers to hold at a time; it never changes what is written.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads to work with; as many as there are cores if left out.",
+)
 @click.option("--force", is_flag=True, help="Replace files of the same names in the output folder.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output; no progress.")
 def convert(
@@ -55,6 +61,7 @@ def convert(
     dry_run: bool,
     converter: str,
     block_bytes: int | None,
+    jobs: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -67,7 +74,7 @@ def convert(
     if out is None and not dry_run:
         raise click.UsageError("Missing option '--out' (or --dry-run, to see the plan only).")
     try:
-        _convert(recipe_name, source, out, dry_run, converter, block_bytes, force, as_json)
+        _convert(recipe_name, source, out, dry_run, converter, block_bytes, jobs, force, as_json)
     except QuantrecipeError as error:
         if not as_json:
             raise
@@ -82,6 +89,7 @@ def _convert(
     dry_run: bool,
     converter: str,
     block_bytes: int | None,
+    jobs: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -105,6 +113,7 @@ def _convert(
             worker,
             out,
             block_bytes=block_bytes or DEFAULT_BLOCK_BYTES,
+            jobs=jobs,
             force=force,
             progress=progress.advance,
         )

@@ -30,6 +30,7 @@ class Job:
         output: the files in the making; use ``write``.
         block_bytes: about how many bytes of float32 numbers to hold at a time; at least one row (or
             one row of blocks) is held whatever it says. It never changes what is written.
+        workers: how many threads may work at once, each with blocks of its own.
         progress: to be told of every stretch of source that is done with.
     """
 
@@ -37,6 +38,7 @@ class Job:
     output: OutputWriter
     block_bytes: int = DEFAULT_BLOCK_BYTES
     progress: Progress = field(default=silent)
+    workers: int = 1
 
     def write(self, tensor: PlannedTensor, offset: int, buffer: memoryview) -> None:
         """Write ``buffer`` to a planned tensor, from byte ``offset`` of it on; every byte once.

@@ -9,15 +9,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quantrecipe.formats import NonFinite, Unrepresentable
+from quantrecipe.formats import NonFinite, ScaleOutOfRange, Unrepresentable
 from quantrecipe.formats.refusals import first_index
 from quantrecipe.schema.problems import InvalidInput
 from quantrecipe.schema.tensors import TensorInfo
 
 
 @contextmanager
-def naming(info: TensorInfo, first_row: int = 0) -> Iterator[None]:
-    """Within it, a refused number of a block that begins at ``first_row`` of ``info`` is named.
+def naming(info: TensorInfo, first_row: int = 0, first_scale: int = 0) -> Iterator[None]:
+    """Within it, a refused number of a block of ``info`` is named.
+
+    Args:
+        info: the tensor.
+        first_row: the row of it that the block begins at.
+        first_scale: the row of its grid of scales that the block's scales begin at.
 
     Raises:
         InvalidInput: in the place of ``Unrepresentable``, with tensor, index and file.
@@ -25,7 +30,8 @@ def naming(info: TensorInfo, first_row: int = 0) -> Iterator[None]:
     try:
         yield
     except Unrepresentable as refused:
-        problem = replace(refused.at(info.name, first_row), file=str(info.file))
+        first = first_scale if isinstance(refused, ScaleOutOfRange) else first_row
+        problem = replace(refused.at(info.name, first), file=str(info.file))
         raise InvalidInput(problem) from refused
 
 

@@ -23,6 +23,7 @@ from quantrecipe.converter.protocol import (
 )
 from quantrecipe.converter.selection import find_converter
 from quantrecipe.converter.sidecars import Sidecar, find_sidecars
+from quantrecipe.converter.workers import available_cores
 from quantrecipe.schema.lock import LOCK_NAME, Lock, OutputFile
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import OutputError
@@ -56,6 +57,7 @@ def convert(
     *,
     converter: str = "streaming",
     block_bytes: int = DEFAULT_BLOCK_BYTES,
+    jobs: int | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Conversion:
@@ -67,6 +69,7 @@ def convert(
         out: the output folder.
         converter: the name of whoever carries it out.
         block_bytes: about how many bytes of numbers to hold at a time; it never changes a byte.
+        jobs: threads to work with; ``None``: as many as there are cores. It never changes a byte.
         force: whether files of the same names in ``out`` are replaced.
         progress: called with bytes done and the module's name.
 
@@ -81,6 +84,7 @@ def convert(
             find_converter(converter),
             Path(out),
             block_bytes=block_bytes,
+            jobs=jobs,
             force=force,
             progress=progress,
         )
@@ -92,12 +96,16 @@ def carry_out(
     out: Path,
     *,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
+    jobs: int | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Conversion:
     """Carry out a plan. See ``convert``."""
     if block_bytes < 1:
         raise ValueError(f"block_bytes is {block_bytes}, but at least one byte must be held")
+    workers = available_cores() if jobs is None else jobs
+    if workers < 1:
+        raise ValueError(f"{workers} jobs do no work")
     started = time.monotonic()
     sidecars = find_sidecars(planned)
     paths = _output_paths(planned, sidecars)
@@ -107,7 +115,7 @@ def carry_out(
     stale = [path for path in _paths_of_old_lock(out) if (out / path).resolve() not in kept]
     with Staging(out) as staging:
         with OutputWriter(planned.files, staging.folder) as output:
-            job = Job(planned, output, block_bytes, progress)
+            job = Job(planned, output, block_bytes, progress, workers)
             results = tuple(converter.convert(job))
             check_complete(planned, results, converter)
             check_bounds(planned, results)

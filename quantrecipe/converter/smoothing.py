@@ -23,9 +23,3 @@ def smoothquant_factors(input_absmax: Tensor, weight_absmax: Tensor, alpha: floa
     smallest = torch.finfo(torch.float32).tiny
     usable = (inputs > 0) & (weights > 0) & factors.isfinite() & (factors >= smallest)
     return torch.where(usable, factors, torch.ones_like(factors))
-
-
-def column_absmax(block: Tensor, out: Tensor) -> None:
-    """Raise ``out`` ``[in]`` to the largest absolute value of each column of ``[rows, in]``."""
-    torch.maximum(out, block.amax(0), out=out)
-    torch.maximum(out, block.amin(0).neg_(), out=out)

@@ -48,6 +48,11 @@ class SourceRows:
         self._reader = reader
         self._buffers = buffers
 
+    @property
+    def columns(self) -> int:
+        """The input features."""
+        return self.module.in_features
+
     def codes(self, start: int, stop: int) -> Tensor:
         """Rows as they are stored, ``[rows, in]``; valid until the next call."""
         shape = stop - start, self.module.in_features
@@ -74,6 +79,15 @@ class SourceRows:
         grid = read_slice(self._reader, info, first * grid_columns, shape, out)
         check_scales(grid, info, first)
         return grid
+
+    def stored(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Rows as they are stored, and their scales if they have any.
+
+        Raises:
+            InvalidInput: a scale is not finite.
+        """
+        plain = isinstance(self.module.weight, PlainWeight)
+        return self.codes(start, stop), None if plain else self.scales(start, stop)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows as float32, ``[rows, in]``; valid until the next call.

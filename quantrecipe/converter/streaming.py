@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -17,16 +19,18 @@ from quantrecipe.converter.buffers import Buffers, as_memory
 from quantrecipe.converter.planning import statistics_tensor
 from quantrecipe.converter.protocol import Job, ModuleResult
 from quantrecipe.converter.refusals import naming
-from quantrecipe.converter.smoothing import column_absmax, smoothquant_factors
+from quantrecipe.converter.smoothing import smoothquant_factors
 from quantrecipe.converter.source_rows import SourceRows, read_slice, row_blocks, row_multiple
-from quantrecipe.formats import Workspace, cast, get_format, row_errors, sqnr_db
+from quantrecipe.converter.workers import Workers
+from quantrecipe.formats import cast, get_format, sqnr_db
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.refusals import first_index
+from quantrecipe.formats.transform import COMPILED_PAYS_FROM_BYTES, BlockTransform, block_transform
 from quantrecipe.schema.capabilities import Capabilities
 from quantrecipe.schema.lock import WeightError
 from quantrecipe.schema.plan import PlannedModule, PlannedTensor
 from quantrecipe.schema.problems import InvalidInput, Problem
-from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
+from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight
 from quantrecipe.schema.tensors import TensorInfo
 
 CAPABILITIES = Capabilities(
@@ -54,20 +58,33 @@ class StreamingConverter:
 
     def convert(self, job: Job) -> Iterator[ModuleResult]:
         """See ``Converter.convert``. Memory is set by ``job.block_bytes``, whatever the model."""
-        with one_thread(), SourceReader(job.plan.source_files) as reader:
-            work = _Work(job, reader)
-            for module in job.plan.modules:
-                yield work.module(module)
-            for other in job.plan.others:
-                work.copy(other.source, other.output)
+        plan, telling = job.plan, Lock()
+        compiled = plan.source_bytes >= COMPILED_PAYS_FROM_BYTES
+
+        def progress(count: int, name: str) -> None:
+            workers.check()
+            with telling:
+                job.progress(count, name)
+
+        with one_thread(), SourceReader(plan.source_files) as reader:
+            shared = replace(job, progress=progress)
+            workers = Workers(job.workers, lambda: _Work(shared, reader, compiled))
+            tasks: list[Callable[[_Work], ModuleResult | None]] = [
+                partial(_Work.module, module=module) for module in plan.modules
+            ]
+            tasks += [
+                partial(_Work.copy, source=other.source, output=other.output)
+                for other in plan.others
+            ]
+            yield from (result for result in workers.run(tasks) if result is not None)
 
 
 @dataclass(slots=True)
 class _Work:
     job: Job
     reader: SourceReader
+    compiled: bool
     buffers: Buffers = field(default_factory=Buffers)
-    workspace: Workspace = field(default_factory=Workspace)
 
     def module(self, module: PlannedModule) -> ModuleResult:
         error = None
@@ -129,26 +146,26 @@ class _Work:
             self._write_rows(output, start, target)
             self._advance(module, stop - start)
 
-    def _quantize(self, module: PlannedModule, weight: ScaledWeight) -> WeightError:
+    def _quantize(self, module: PlannedModule, weight: AnyScaledWeight) -> WeightError:
         fmt, rows, source = get_format(weight), self._rows(module), module.source.tensors["weight"]
-        factors = self._smoothing_factors(module, rows)
+        transform = block_transform(module.source.weight, weight, prefer_compiled=self.compiled)
+        factors = self._smoothing_factors(module, rows, transform)
         whole = weight.granularity == "tensor"
-        scale = self._tensor_scale(module, weight, rows, factors) if whole else None
+        scale = self._tensor_scale(module, weight, rows, transform, factors) if whole else None
         signal, noise, worst = [], [], 0.0
         for start, stop in self._blocks(module, fmt.row_multiple(weight)):
-            block = _smooth(rows.read(start, stop), factors)
+            first, shape = start // fmt.row_multiple(weight), (stop - start, rows.columns)
+            stored, stored_scales = rows.stored(start, stop)
+            codes = self.buffers.view("codes out", shape, fmt.code_dtype)
             if not whole:
-                with naming(source, start):
-                    amax = fmt.measure(block, weight)
-                first = start // fmt.row_multiple(weight)
-                with naming(source, first):
-                    scale = fmt.scales(amax, weight)
-                self._write_rows(module.outputs["weight_scale"], first, scale)
+                grid = weight.scale_grid(*shape)
+                scale = self.buffers.view("scales out", grid, TORCH_DTYPES[weight.scale_dtype])
             assert scale is not None
-            codes = self.buffers.view("codes out", tuple(block.shape), fmt.code_dtype)
-            fmt.encode(block, scale, weight, out=codes, workspace=self.workspace)
+            with naming(source, start, first):
+                errors = transform(stored, stored_scales, factors, codes, scale)
+            if not whole:
+                self._write_rows(module.outputs["weight_scale"], first, scale)
             self._write_rows(module.outputs["weight"], start, codes)
-            errors = row_errors(block, codes, scale, weight, self.workspace)
             signal.append(errors.signal)
             noise.append(errors.noise)
             worst = max(worst, errors.worst_in_scales)
@@ -156,28 +173,34 @@ class _Work:
         return weight_error(torch.cat(signal), torch.cat(noise), worst)
 
     def _tensor_scale(
-        self, module: PlannedModule, weight: ScaledWeight, rows: SourceRows, factors: Tensor | None
+        self,
+        module: PlannedModule,
+        weight: AnyScaledWeight,
+        rows: SourceRows,
+        transform: BlockTransform,
+        factors: Tensor | None,
     ) -> Tensor:
         """One scale for the weight needs the maximum of all of it first."""
-        fmt = get_format(weight)
         amax = torch.zeros(1, 1)
         for start, stop in self._blocks(module):
             with naming(module.source.tensors["weight"], start):
-                block = _smooth(rows.read(start, stop), factors)
-                torch.maximum(amax, fmt.measure(block, weight), out=amax)
+                largest = transform.absmax(*rows.stored(start, stop), factors)
+            torch.maximum(amax, largest, out=amax)
         with naming(module.source.tensors["weight"]):
-            scale = fmt.scales(amax, weight)
+            scale = get_format(weight).scales(amax, weight)
         self.job.write(module.outputs["weight_scale"], 0, as_memory(scale))
         return scale
 
-    def _smoothing_factors(self, module: PlannedModule, rows: SourceRows) -> Tensor | None:
+    def _smoothing_factors(
+        self, module: PlannedModule, rows: SourceRows, transform: BlockTransform
+    ) -> Tensor | None:
         smoothing, statistics = module.smoothing, self.job.plan.statistics
         if smoothing is None or statistics is None:
             return None
-        weight_absmax = torch.zeros(module.source.in_features)
+        weight_absmax = torch.zeros(rows.columns)
         for start, stop in self._blocks(module):
             with naming(module.source.tensors["weight"], start):
-                column_absmax(rows.read(start, stop), weight_absmax)
+                transform.column_absmax(*rows.stored(start, stop), weight_absmax)
         inputs = read_input_absmax(statistics, module)
         factors = smoothquant_factors(inputs, weight_absmax, smoothing.alpha)
         if smoothing.apply == "online":
@@ -194,10 +217,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _smooth(block: Tensor, factors: Tensor | None) -> Tensor:
-    return block if factors is None else block.mul_(factors)
 
 
 def read_input_absmax(statistics: Path, module: PlannedModule) -> Tensor:

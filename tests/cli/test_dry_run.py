@@ -254,7 +254,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(small: Path) -> None:
 
 
 def test_an_output_folder_is_not_made_either(small: Path) -> None:
-    arguments = ["--recipe", small / "recipe.json", small / "source", "--dry-run"]
+    arguments: list[str | Path] = ["--recipe", small / "recipe.json", small / "source", "--dry-run"]
     assert convert(*arguments, "--out", small / "out").exit_code == 0
     assert not (small / "out").exists()
 
@@ -299,7 +299,13 @@ def test_statistics_that_do_not_fit(small: Path, headers: ModuleType) -> None:
     }
     recipe = headers.recipe(schemes={"a": headers.INT8 | {"smoothing": statistics}})
     (small / "recipe.json").write_text(json.dumps(recipe.to_json_value(), indent=2))
-    arguments = ["--recipe", small / "recipe.json", small / "source", "--dry-run", "--json"]
+    arguments: list[str | Path] = [
+        "--recipe",
+        small / "recipe.json",
+        small / "source",
+        "--dry-run",
+        "--json",
+    ]
     (problem,) = json.loads(convert(*arguments).stdout)["problems"]
     assert (problem["kind"], problem["pointer"]) == (
         "no-statistics",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from quantrecipe.converter.smoothing import column_absmax, smoothquant_factors
+from quantrecipe.converter.smoothing import smoothquant_factors
 
 MAXIMA = hnp.arrays(
     np.float32,
@@ -45,18 +45,3 @@ def test_factors_balance_both_sides_at_one_half(scale: float) -> None:
     inputs, weights = torch.tensor([3.0, 0.5]) * scale, torch.tensor([0.25, 7.0])
     factors = smoothquant_factors(inputs, weights, 0.5)
     torch.testing.assert_close(inputs / factors, weights * factors)
-
-
-@given(
-    values=hnp.arrays(
-        np.float32,
-        st.tuples(st.integers(1, 12), st.integers(1, 9)),
-        elements=st.floats(-(2.0**99), 2.0**99, width=32),
-    ),
-    cut=st.integers(1, 12),
-)
-def test_column_maxima_do_not_depend_on_the_cut(values: np.ndarray, cut: int) -> None:
-    out = torch.zeros(values.shape[1])
-    for start in range(0, len(values), cut):
-        column_absmax(torch.from_numpy(values[start : start + cut]), out)
-    assert out.numpy().tolist() == np.abs(values).max(0).tolist()

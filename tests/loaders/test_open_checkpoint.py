@@ -240,6 +240,23 @@ def test_a_renamed_tensor_is_recognised(made: Path) -> None:
         open_checkpoint(made)
 
 
+def test_a_tensor_of_no_part_is_named_without_a_lock_too(tmp_path: Path) -> None:
+    out = convert_parts(tmp_path, {"layout": "transformerlab"})
+    (out / LOCK_NAME).unlink()
+    edit(out / FILE, put("three.norm.weight", torch.ones(2)))
+    assert problems_of(out) == {"extra-tensor": "three.norm.weight"}
+
+
+@pytest.mark.parametrize("locked", [True, False], ids=["lock", "no lock"])
+def test_an_index_left_beside_a_whole_file_is_of_no_matter(made: Path, locked: bool) -> None:
+    index = {"metadata": {}, "weight_map": {"a.weight": "model-00001-of-00002.safetensors"}}
+    (made / f"{FILE}.index.json").write_text(json.dumps(index))
+    if not locked:
+        (made / LOCK_NAME).unlink()
+    with open_checkpoint(made) as checkpoint:
+        assert set(checkpoint.part().modules) == {"a", "b"}
+
+
 def test_a_missing_file_is_named(made: Path) -> None:
     (made / FILE).unlink()
     with pytest.raises(InvalidInput, match=r"model\.safetensors"):

@@ -1,0 +1,238 @@
+"""A converted checkpoint against its source: every bound proven from the bytes of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from quantrecipe.checkpoint import digests, open_parts
+from quantrecipe.evaluate.copies import check_cast, check_copy
+from quantrecipe.evaluate.proofs import Measured, prove_bound
+from quantrecipe.evaluate.records import ModuleError, Progress
+from quantrecipe.loaders import Checkpoint, open_checkpoint
+from quantrecipe.schema.layout_reading import StoredModule
+from quantrecipe.schema.lock import Lock, LockedModule, LockedOther, WeightError
+from quantrecipe.schema.plan_readback import same_numbers
+from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight, ScaledWeight
+from quantrecipe.schema.tensors import SourcePart, TensorInfo
+
+# Sums of squares are good to 1e-6, and the lock holds two decimals of a decibel.
+_DECIBELS: Final = 0.005 + 2e-5
+_NOT_LOCKED: Final = "the source has it, and the lock does not"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What holding a checkpoint against its source found.
+
+    Attributes:
+        problems: everything that does not hold.
+        of_numbers: those that checking the checkpoint by itself cannot have found.
+        measured: every quantized module, the worst first.
+    """
+
+    problems: tuple[Problem, ...]
+    of_numbers: tuple[Problem, ...] = ()
+    measured: tuple[ModuleError, ...] = ()
+
+
+def prove(path: Path, source: Path, lock: Lock, *, block_bytes: int, progress: Progress) -> Proof:
+    """Hold every number of a converted checkpoint to its source.
+
+    Args:
+        path: the converted checkpoint.
+        source: the root of what it was made from.
+        lock: of the checkpoint.
+        block_bytes: about how many bytes of float32 numbers to hold at a time.
+        progress: told of the source bytes of each module.
+    """
+    recipe = lock.recipe
+    try:
+        parts = open_parts(source, recipe.source.parts)
+        other = tuple(_other_source(source, lock, parts))
+        if other:
+            return Proof(other, other)
+        original = open_checkpoint(source, layout=recipe.source.layout, parts=recipe.source.parts)
+    except InvalidInput as error:
+        return Proof(error.problems, error.problems)
+    with original:
+        try:
+            converted = open_checkpoint(path)
+        except InvalidInput as error:
+            return Proof(error.problems)
+        with converted:
+            work = _Against(lock, original, converted, block_bytes, progress)
+            work.run()
+    problems = tuple(work.problems)
+    return Proof(problems, problems, tuple(sorted(work.measured, key=worst_first)))
+
+
+def worst_first(module: ModuleError) -> tuple[float, str, str]:
+    """The order of modules by SQNR; those without any error come last."""
+    sqnr = math.inf if module.sqnr_db is None else module.sqnr_db
+    return (-math.inf if math.isnan(sqnr) else sqnr), module.part, module.name
+
+
+def _other_source(root: Path, lock: Lock, parts: tuple[SourcePart, ...]) -> Iterator[Problem]:
+    """Whether these are the files that the lock says were read; they may have been moved."""
+    there = {(part.name, file.relative): file for part in parts for file in part.files}
+    locked = {(file.part, file.path): file for file in lock.source}
+    hint = "Name the source that it was converted from."
+
+    def other(message: str, file: Path) -> Problem:
+        return Problem("another-source", f"it is another source: {message}", hint, file=str(file))
+
+    for key, file in locked.items():
+        found = there.get(key)
+        if found is None:
+            yield other(f"part {key[0]!r} was read from {key[1]!r}", root)
+        elif found.header_sha256 != file.header_sha256:
+            yield other("its header is not the one that was read", found.path)
+        elif found.size != file.bytes:
+            yield other(f"it has {found.size:,} bytes, not {file.bytes:,}", found.path)
+        elif file.sha256 is not None and digests(found.path, {})[0] != file.sha256:
+            yield other("its bytes are not those that were read", found.path)
+    for key in there.keys() - locked.keys():
+        yield other(f"{key[1]!r} of part {key[0]!r} was not read", there[key].path)
+
+
+@dataclass(slots=True)
+class _Against:
+    lock: Lock
+    source: Checkpoint
+    output: Checkpoint
+    block_bytes: int
+    progress: Progress
+    problems: list[Problem] = field(default_factory=list)
+    measured: list[ModuleError] = field(default_factory=list)
+
+    def run(self) -> None:
+        known = {(module.part, module.name) for module in self.lock.modules}
+        others = {(other.part, other.name) for other in self.lock.others}
+        for part, contents in self.source.parts.items():
+            for name, stored in contents.modules.items():
+                if (part, name) not in known:
+                    self._note("missing-module", _NOT_LOCKED, stored.tensors["weight"])
+            for name, info in contents.others.items():
+                if (part, name) not in others:
+                    self._note("missing-tensor", _NOT_LOCKED, info)
+        for module in self.lock.modules:
+            try:
+                self._module(module)
+            except InvalidInput as error:
+                self.problems += error.problems
+        for other in self.lock.others:
+            try:
+                self._other(other)
+            except InvalidInput as error:
+                self.problems += error.problems
+
+    def _other(self, locked: LockedOther) -> None:
+        source = self.source.part(locked.part).others.get(locked.name)
+        target = self.output.part(locked.part).others.get(locked.name)
+        if target is None:
+            return  # a lock that names it otherwise than its layout does has been told of
+        if source is None:
+            self._note("extra-tensor", "the source has no such tensor", target)
+            return
+        self._copied(source, target)
+        self.progress(source.nbytes, locked.name)
+
+    def _module(self, locked: LockedModule) -> None:
+        source = self.source.part(locked.part).modules.get(locked.name)
+        output = self.output.module(locked.name, locked.part)
+        if source is None:
+            self._note("extra-module", "the source has no such module", output.tensors["weight"])
+            return
+        if (source.out_features, source.in_features) != (output.out_features, output.in_features):
+            message = (
+                f"is [{output.out_features}, {output.in_features}], and "
+                f"[{source.out_features}, {source.in_features}] in the source"
+            )
+            self._note("misshaped-tensor", message, output.tensors["weight"])
+            return
+        if locked.disposition == "quantized" and isinstance(output.weight, ScaledWeight):
+            self._quantized(locked, output.weight, output.tensors["weight"])
+        else:
+            self._kept(locked, source, output)
+        if "bias" in source.tensors or "bias" in output.tensors:
+            self._bias(source, output)
+        self.progress(source.nbytes, locked.name)
+
+    def _quantized(self, locked: LockedModule, weight: AnyScaledWeight, info: TensorInfo) -> None:
+        found = prove_bound(self.source, self.output, locked.name, locked.part, self.block_bytes)
+        self.problems += found.problems
+        self.measured.append(
+            ModuleError(
+                locked.part,
+                locked.name,
+                weight,
+                found.sqnr_db,
+                found.max_error_in_scales,
+                found.of_bound,
+            )
+        )
+        if locked.error is not None:
+            for message in _differences(locked.error, found):
+                self._note("error-differs", message, info)
+
+    def _kept(self, locked: LockedModule, source: StoredModule, output: StoredModule) -> None:
+        shape = source.out_features, source.in_features
+        info = output.tensors["weight"]
+        if locked.disposition == "passthrough" and not self._right_dtype(source, output):
+            message = f"is {output.weight.format}, and {source.weight.format} in the source"
+            self._note("mistyped-tensor", message, info)
+        elif isinstance(output.weight, PlainWeight):
+            self.problems += check_cast(
+                self.source, self.output, locked.name, locked.part, self.block_bytes
+            )
+        elif same_numbers(source.weight, output.weight, shape):
+            self._copied(source.tensors["weight"], info)
+            self._copied(source.tensors["weight_scale"], output.tensors["weight_scale"])
+        else:
+            self._note("mistyped-tensor", "its codes are not stored as in the source", info)
+
+    def _right_dtype(self, source: StoredModule, output: StoredModule) -> bool:
+        wanted = self.lock.recipe.target.passthrough_dtype
+        if isinstance(source.weight, PlainWeight) or wanted == "keep":
+            shape = source.out_features, source.in_features
+            return same_numbers(source.weight, output.weight, shape)
+        return output.weight.format == wanted
+
+    def _bias(self, source: StoredModule, output: StoredModule) -> None:
+        if "bias" not in source.tensors or "bias" not in output.tensors:
+            where = "output" if "bias" in source.tensors else "source"
+            self._note(
+                "missing-tensor", f"the {where} has no bias for it", output.tensors["weight"]
+            )
+            return
+        self._copied(source.tensors["bias"], output.tensors["bias"])
+
+    def _copied(self, source: TensorInfo, target: TensorInfo) -> None:
+        self.problems += check_copy(self.source, source, self.output, target, self.block_bytes)
+
+    def _note(self, kind: str, message: str, info: TensorInfo) -> None:
+        self.problems.append(Problem(kind, message, file=str(info.file), tensor=info.name))
+
+
+def _differences(locked: WeightError, found: Measured) -> Iterator[str]:
+    """Where the lock says another error than there is."""
+    said, is_now = locked.sqnr_db, found.sqnr_db
+    if said is None or is_now is None:
+        if said is not is_now:
+            yield f"its SQNR is {_decibels(is_now)}, and the lock says {_decibels(said)}"
+    elif not abs(said - is_now) <= _DECIBELS:
+        yield f"its SQNR is {_decibels(is_now)}, and the lock says {_decibels(said)}"
+    if round(found.max_error_in_scales, 6) != locked.max_error_in_scales:
+        yield (
+            f"its largest error is {found.max_error_in_scales:.6f} scales, and the lock says "
+            f"{locked.max_error_in_scales}"
+        )
+
+
+def _decibels(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.3f} dB"

@@ -1,0 +1,246 @@
+"""What a lock says, held to its recipe and to the rest of what it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from quantrecipe.evaluate.locked import output_file, shard_of, vouched
+from quantrecipe.schema.dtypes import DTYPES, byte_size
+from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.layout_reading import PartContents, StoredModule
+from quantrecipe.schema.layout_writing import module_tensors, other_name, refusal
+from quantrecipe.schema.lock import Lock, LockedModule, LockedTensor
+from quantrecipe.schema.problems import Problem
+from quantrecipe.schema.recipe import Recipe
+from quantrecipe.schema.registry import resolve_layout
+from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
+from quantrecipe.schema.selection import Taken, select
+from quantrecipe.schema.tensors import OutputTensor
+
+_SUFFIX: Final = ".safetensors"
+_HINT: Final = "The lock was edited or damaged; fetch or convert the checkpoint again."
+
+
+def check_lock(lock: Lock) -> Iterator[Problem]:
+    """What does not hold within a lock; pointers are into it.
+
+    Source sizes and digests, measured errors and the names of who did it follow from nothing in the
+    lock: the first two are held against the source.
+    """
+    yield from _outputs(lock)
+    yield from _sources(lock)
+    yield from _tensors(lock)
+    yield from _modules(lock)
+    yield from _others(lock)
+
+
+def _wrong(
+    pointer: str, message: str, tensor: str | None = None, kind: str = "bad-lock"
+) -> Problem:
+    """A problem of a lock."""
+    return Problem(kind, message, _HINT, pointer=pointer, tensor=tensor)
+
+
+def _outputs(lock: Lock) -> Iterator[Problem]:
+    seen: set[str] = set()
+    homes = {output_file(lock.recipe, part) for part in lock.recipe.source.parts}
+    for index, output in enumerate(lock.outputs):
+        pointer = f"/outputs/{index}/path"
+        if output.path.casefold() in seen:
+            yield _wrong(pointer, f"{output.path!r} is listed twice")
+        elif output.path not in homes and shard_of(output.path) not in homes:
+            yield _wrong(pointer, f"the recipe writes no file {output.path!r}")
+        seen.add(output.path.casefold())
+
+
+def _sources(lock: Lock) -> Iterator[Problem]:
+    parts = lock.recipe.source.parts
+    seen: set[tuple[str, str]] = set()
+    for index, file in enumerate(lock.source):
+        pointer = f"/source/{index}"
+        location = parts.get(file.part)
+        if location is None:
+            yield _wrong(f"{pointer}/part", f"the recipe has no part {file.part!r}")
+        elif _is_one_file(location) and file.path != location:
+            yield _wrong(f"{pointer}/path", f"the recipe reads {location!r}, not {file.path!r}")
+        if (file.part, file.path) in seen:
+            yield _wrong(pointer, f"{file.path!r} is listed twice for part {file.part!r}")
+        seen.add((file.part, file.path))
+    for part in parts.keys() - {part for part, _ in seen}:
+        yield _wrong("/source", f"no file was read for part {part!r}")
+
+
+def _is_one_file(location: str) -> bool:
+    return location.endswith(_SUFFIX) and re.search(r"[*?\[]", location) is None
+
+
+def _tensors(lock: Lock) -> Iterator[Problem]:
+    """Every byte after a file's header belongs to one tensor."""
+    sizes = {output.path: output.bytes for output in lock.outputs}
+    by_file: dict[str, list[tuple[str, LockedTensor]]] = {path: [] for path in sizes}
+    seen: set[tuple[str, str]] = set()
+    for pointer, tensor in vouched(lock):
+        if tensor.file not in sizes:
+            yield _wrong(f"{pointer}/file", f"{tensor.file!r} is no file of outputs", tensor.name)
+            continue
+        if (tensor.file, tensor.name) in seen:
+            yield _wrong(pointer, f"{tensor.name!r} is listed twice", tensor.name)
+        seen.add((tensor.file, tensor.name))
+        by_file[tensor.file].append((pointer, tensor))
+        if tensor.dtype not in DTYPES:
+            yield _wrong(f"{pointer}/dtype", f"there is no dtype {tensor.dtype!r}", tensor.name)
+        elif _size(tensor) != tensor.bytes:
+            message = f"{tensor.dtype} {list(tensor.shape)} takes other than {tensor.bytes:,} bytes"
+            yield _wrong(f"{pointer}/bytes", message, tensor.name)
+    for path, tensors in by_file.items():
+        yield from _coverage(path, sizes[path], tensors)
+
+
+def _size(tensor: LockedTensor) -> int | None:
+    try:
+        return byte_size(tensor.dtype, tensor.shape)
+    except ValueError:
+        return None
+
+
+def _coverage(path: str, size: int, found: list[tuple[str, LockedTensor]]) -> Iterator[Problem]:
+    ordered = sorted(found, key=lambda each: (each[1].offset, each[1].bytes))
+    end = None
+    for pointer, tensor in ordered:
+        if end is not None and tensor.offset != end:
+            what = "overlaps what is before it" if tensor.offset < end else "leaves a gap before it"
+            yield _wrong(f"{pointer}/offset", f"{what}: byte {end} is next", tensor.name)
+        end = tensor.offset + tensor.bytes
+    if end is not None and end != size:
+        yield _wrong("/outputs", f"the tensors of {path!r} end at byte {end:,} of {size:,}")
+
+
+def _modules(lock: Lock) -> Iterator[Problem]:
+    layout = resolve_layout(lock.recipe.target.layout)
+    taken = _taken(lock)
+    seen: set[tuple[str, str]] = set()
+    for index, module in enumerate(lock.modules):
+        pointer = f"/modules/{index}"
+        if module.part not in lock.recipe.source.parts:
+            yield _wrong(f"{pointer}/part", f"the recipe has no part {module.part!r}")
+            continue
+        key = module.part, module.name
+        if key in seen:
+            yield _wrong(pointer, f"{module.name!r} of part {module.part!r} is listed twice")
+        seen.add(key)
+        yield from _decision(lock.recipe, pointer, module, taken.get(key))
+        yield from _stored(lock.recipe, layout, pointer, module)
+        yield from _measured(lock.recipe, pointer, module)
+
+
+def _taken(lock: Lock) -> Mapping[tuple[str, str], Taken]:
+    contents: dict[str, PartContents] = {}
+    for part in lock.recipe.source.parts:
+        modules = {
+            module.name: StoredModule(module.name, 0, 0, module.weight, {})
+            for module in lock.modules
+            if module.part == part
+        }
+        contents[part] = PartContents(modules, {}, frozenset(), ())
+    return select(lock.recipe, contents).taken
+
+
+def _decision(
+    recipe: Recipe, pointer: str, module: LockedModule, taken: Taken | None
+) -> Iterator[Problem]:
+    """What the recipe makes of a module is what the lock says became of it."""
+    expected: dict[str, Any] = {
+        "disposition": "passthrough",
+        "scheme": None,
+        "reason": None,
+        "activation": None,
+        "smoothing": None,
+        "weight": module.weight,
+    }
+    if taken is not None and taken.protected is not None:
+        expected["disposition"], expected["reason"] = "protected", taken.protected.reason
+        expected["weight"] = PlainWeight(format=taken.protected.dtype)
+    elif taken is not None and taken.rule is not None:
+        scheme = recipe.schemes[taken.rule.scheme]
+        expected["disposition"], expected["scheme"] = "quantized", taken.rule.scheme
+        for field in ("weight", "activation", "smoothing"):
+            expected[field] = getattr(scheme, field)
+    for field, value in expected.items():
+        if getattr(module, field) != value:
+            message = f"{field} of {module.name!r} is not what the recipe says"
+            yield _wrong(f"{pointer}/{field}", message, module.name, "not-the-plan")
+
+
+def _stored(
+    recipe: Recipe, layout: Layout, pointer: str, module: LockedModule
+) -> Iterator[Problem]:
+    """A module's tensors are those that the target layout gives it."""
+    for role, tensor in module.tensors.items():
+        if tensor.role != role:
+            yield _wrong(f"{pointer}/tensors/{role}/role", f"is not {role!r}", tensor.name)
+        yield from _home(recipe, module.part, f"{pointer}/tensors/{role}", tensor)
+    weight, bias = module.tensors.get("weight"), module.tensors.get("bias")
+    if weight is None or len(weight.shape) != 2:
+        yield _wrong(f"{pointer}/tensors", f"{module.name!r} has no weight", module.name)
+        return
+    refused = refusal(layout, module.weight, module.smoothing)
+    if refused is not None:
+        yield _wrong(f"{pointer}/weight", refused[0], module.name, "not-the-plan")
+        return
+    expected = module_tensors(
+        layout,
+        module.part,
+        module.name,
+        (weight.shape[0], weight.shape[1]),
+        module.weight,
+        smoothing=module.smoothing is not None and module.smoothing.apply == "online",
+        bias=OutputTensor(bias.name, bias.dtype, bias.shape) if bias is not None else None,
+    )
+    for role in expected.keys() | module.tensors.keys():
+        there, wanted = module.tensors.get(role), expected.get(role)
+        if there is None or wanted is None:
+            message = f"{module.name!r} {'lacks' if there is None else 'has no place for'} {role}"
+            yield _wrong(f"{pointer}/tensors", message, module.name, "not-the-plan")
+        elif (there.name, there.dtype, there.shape) != (wanted.name, wanted.dtype, wanted.shape):
+            message = (
+                f"layout {layout.name!r} stores it as {wanted.name!r}, {wanted.dtype} "
+                f"{list(wanted.shape)}, not {there.name!r}, {there.dtype} {list(there.shape)}"
+            )
+            yield _wrong(f"{pointer}/tensors/{role}", message, there.name, "not-the-plan")
+
+
+def _home(recipe: Recipe, part: str, pointer: str, tensor: LockedTensor) -> Iterator[Problem]:
+    home = output_file(recipe, part)
+    if tensor.file != home and shard_of(tensor.file) != home:
+        message = f"part {part!r} goes into {home!r}, not {tensor.file!r}"
+        yield _wrong(f"{pointer}/file", message, tensor.name, "not-the-plan")
+
+
+def _measured(recipe: Recipe, pointer: str, module: LockedModule) -> Iterator[Problem]:
+    if not isinstance(module.weight, ScaledWeight) or module.disposition != "quantized":
+        return
+    if module.error is None:
+        yield _wrong(pointer, f"{module.name!r} has no measured error", module.name)
+        return
+    least, found = recipe.bounds.min_weight_sqnr_db, module.error.sqnr_db
+    if least is not None and found is not None and found < least:
+        message = f"{found:.2f} dB, and the recipe asks for {least:g} dB"
+        yield _wrong(f"{pointer}/error/sqnr_db", message, module.name, "bound-missed")
+
+
+def _others(lock: Lock) -> Iterator[Problem]:
+    layout = resolve_layout(lock.recipe.target.layout)
+    for index, other in enumerate(lock.others):
+        pointer, tensor = f"/others/{index}", other.tensor
+        if other.part not in lock.recipe.source.parts:
+            yield _wrong(f"{pointer}/part", f"the recipe has no part {other.part!r}")
+            continue
+        yield from _home(lock.recipe, other.part, f"{pointer}/tensor", tensor)
+        if tensor.role != "other":
+            yield _wrong(f"{pointer}/tensor/role", "is not 'other'", tensor.name)
+        wanted = other_name(layout, other.part, other.name)
+        if tensor.name != wanted:
+            message = f"layout {layout.name!r} calls it {wanted!r}"
+            yield _wrong(f"{pointer}/name", message, tensor.name, "not-the-plan")

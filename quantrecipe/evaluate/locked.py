@@ -1,0 +1,104 @@
+"""The lock of a converted checkpoint, read; and what of it other checks ask for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from quantrecipe.checkpoint import SourceError
+from quantrecipe.schema.document import Document, parse_text
+from quantrecipe.schema.lock import LOCK_NAME, Lock, LockedTensor
+from quantrecipe.schema.problems import Problem
+from quantrecipe.schema.recipe import Recipe
+from quantrecipe.schema.validation import examine_text
+
+_SUFFIX: Final = ".safetensors"
+_HINT: Final = "The lock was edited or damaged; fetch or convert the checkpoint again."
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLock:
+    """A lock that was read, or why it could not be.
+
+    Attributes:
+        lock: what it says; ``None`` if it cannot be read.
+        problems: what is wrong with its text.
+        document: its text, so that problems found later can say where.
+    """
+
+    lock: Lock | None
+    problems: tuple[Problem, ...]
+    document: Document | None = None
+
+    def locate(self, problem: Problem) -> Problem:
+        """The problem with the lock's file, line and column."""
+        return self.document.locate(problem) if self.document is not None else problem
+
+
+def read_lock(folder: Path) -> OpenLock:
+    """Read the lock of a converted checkpoint.
+
+    Raises:
+        SourceError: it is there and cannot be read.
+    """
+    file = folder / LOCK_NAME
+    if not file.is_file():
+        hint = "A folder that convert wrote has one; fetch it along with the weights."
+        return OpenLock(None, (Problem("no-lock", "there is no lock", hint, file=str(file)),))
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise SourceError(file, error) from error
+    examined = examine_text(parse_text(text, str(file)), kind="lock")
+    if not isinstance(examined.model, Lock):
+        return OpenLock(None, examined.problems)
+    problems: tuple[Problem, ...] = ()
+    if text != as_written(examined.model.to_json_value()):
+        problems = (rewritten(file),)
+    return OpenLock(examined.model, problems, examined.document)
+
+
+def as_written(value: Any) -> bytes:
+    """A document in the bytes that ``convert`` writes."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def rewritten(file: Path) -> Problem:
+    """A document that says what it should in other bytes than were written."""
+    return Problem(
+        "rewritten",
+        "says what was written, in other bytes",
+        "It was formatted, edited or damaged; fetch it again.",
+        file=str(file),
+    )
+
+
+def vouched(lock: Lock) -> Iterator[tuple[str, LockedTensor]]:
+    """Every tensor of a lock, each with its JSON pointer."""
+    for index, module in enumerate(lock.modules):
+        for role, tensor in module.tensors.items():
+            yield f"/modules/{index}/tensors/{role}", tensor
+    for index, other in enumerate(lock.others):
+        yield f"/others/{index}/tensor", other.tensor
+
+
+def output_file(recipe: Recipe, part: str) -> str:
+    """The file that a part goes into, before it is cut into shards."""
+    target = recipe.target
+    return target.parts[part] if target.parts is not None else target.file
+
+
+def shard_of(path: str) -> str | None:
+    """The file that ``path`` is a shard of, by its name."""
+    match = re.fullmatch(r"(.+)-\d{5}-of-\d{5}\.safetensors", path)
+    return f"{match[1]}{_SUFFIX}" if match is not None else None
+
+
+def is_below(path: str) -> bool:
+    """Whether a path of a lock stays below the folder that the lock is in."""
+    pieces = PurePosixPath(path)
+    return not pieces.is_absolute() and ".." not in pieces.parts and "\\" not in path

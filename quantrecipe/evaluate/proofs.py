@@ -1,0 +1,180 @@
+"""One quantized module against its source: scales as they must be, every error within its bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from quantrecipe.formats import (
+    Unrepresentable,
+    Workspace,
+    get_format,
+    row_errors,
+    sqnr_db,
+)
+from quantrecipe.formats.base import WeightFormat
+from quantrecipe.loaders import Checkpoint
+from quantrecipe.schema.layout_reading import StoredModule
+from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
+from quantrecipe.schema.tensors import TensorInfo
+
+SLACK = 1 + 1e-6
+"""The bound follows from numbers that were computed in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """How far a module is from its source.
+
+    Attributes:
+        problems: broken bounds, and scales that are not those of the source's maxima.
+        sqnr_db, max_error_in_scales: as the lock has them, not rounded.
+        of_bound: the largest error divided by its bound.
+    """
+
+    problems: tuple[Problem, ...]
+    sqnr_db: float | None
+    max_error_in_scales: float
+    of_bound: float
+
+
+def prove_bound(
+    source: Checkpoint, output: Checkpoint, name: str, part: str, block_bytes: int
+) -> Measured:
+    """Stream a module's rows from both and hold ``abs(w - w_hat)`` to the bound of its format.
+
+    ``w`` is the source's weight in float32, times the smoothing factors that are stored; ``w_hat``
+    is decoded from codes and scales as stored. Errors are compared in float64.
+
+    A bound alone would prove little of a scale that is too small, since it allows for what is
+    clipped; so scales are held to the source's absolute maxima, bit by bit.
+
+    Raises:
+        InvalidInput: a number of the source or the output is not finite.
+    """
+    module = output.module(name, part)
+    spec = module.weight
+    assert isinstance(spec, ScaledWeight)
+    proof = _Proof(module, spec, get_format(spec))
+    factors = None
+    if "smoothing" in module.tensors:
+        factors = output.tensor(module.tensors["smoothing"])
+    for start, stop in row_blocks(source.module(name, part), module, block_bytes):
+        weight = source.rows(name, part, start, stop)
+        if factors is not None:
+            weight = weight * factors
+        codes = output.codes(name, part, start, stop)
+        scale = output.scales(name, part, start, stop)
+        with_place = source.module(name, part).tensors["weight"]
+        try:
+            proof.block(weight, codes, scale, start)
+        except Unrepresentable as refused:
+            problem = replace(refused.at(with_place.name, start), file=str(with_place.file))
+            raise InvalidInput(problem) from None
+    return proof.result()
+
+
+def row_blocks(
+    source: StoredModule, output: StoredModule, block_bytes: int
+) -> Iterator[tuple[int, int]]:
+    """Runs of rows of about ``block_bytes`` of float32 that both can be decoded by."""
+    multiple = math.lcm(*(_row_multiple(module) for module in (source, output)))
+    step = max(1, block_bytes // max(1, 4 * source.in_features * multiple)) * multiple
+    for start in range(0, source.out_features, step):
+        yield start, min(source.out_features, start + step)
+
+
+def _row_multiple(module: StoredModule) -> int:
+    weight = module.weight
+    return 1 if isinstance(weight, PlainWeight) else get_format(weight).row_multiple(weight)
+
+
+@dataclass(slots=True)
+class _Proof:
+    """The sums over the blocks of one module so far."""
+
+    module: StoredModule
+    spec: ScaledWeight
+    fmt: WeightFormat
+    workspace: Workspace = field(default_factory=Workspace)
+    signal: list[Tensor] = field(default_factory=list)
+    noise: list[Tensor] = field(default_factory=list)
+    worst: float = 0.0
+    of_bound: float = 0.0
+    amax: Tensor | None = None
+    stored: Tensor | None = None
+    broken: int = 0
+    first_broken: str = ""
+    wrong_scale: str = ""
+
+    def block(self, weight: Tensor, codes: Tensor, scale: Tensor, start: int) -> None:
+        """Take in one block of rows, the first of which is row ``start``."""
+        amax = self.fmt.measure(weight, self.spec)
+        if self.spec.granularity == "tensor":
+            self.amax = amax if self.amax is None else torch.maximum(self.amax, amax)
+            self.stored = scale
+        else:
+            self._check_scales(amax, scale, start // self.fmt.row_multiple(self.spec))
+        self._check_bound(weight, codes, scale, start)
+        errors = row_errors(weight, codes, scale, self.spec, self.workspace)
+        self.signal.append(errors.signal)
+        self.noise.append(errors.noise)
+        self.worst = max(self.worst, errors.worst_in_scales)
+
+    def result(self) -> Measured:
+        """What all blocks together say."""
+        if self.amax is not None and self.stored is not None:
+            self._check_scales(self.amax, self.stored, 0)
+        return Measured(
+            tuple(self._problems()),
+            sqnr_db(torch.cat(self.signal), torch.cat(self.noise)),
+            self.worst,
+            self.of_bound,
+        )
+
+    def _check_bound(self, weight: Tensor, codes: Tensor, scale: Tensor, start: int) -> None:
+        decoded = self.fmt.decode(codes, scale, self.spec)
+        error = decoded.double().sub_(weight).abs_()
+        bound = self.fmt.bound(weight, codes, scale, self.spec).mul_(SLACK)
+        within = error <= bound
+        if not bool(within.all()):
+            row, column = (int(index) for index in (~within).nonzero()[0])
+            if not self.broken:
+                self.first_broken = (
+                    f"at row {start + row}, column {column}: off by "
+                    f"{float(error[row, column]):.6g}, and the bound is "
+                    f"{float(bound[row, column]):.6g}"
+                )
+            self.broken += int((~within).sum())
+        # Where the bound is 0 so is the error, or it has been told.
+        self.of_bound = max(self.of_bound, float(error.div_(bound).nan_to_num_(0.0).amax()))
+
+    def _check_scales(self, amax: Tensor, scale: Tensor, first: int) -> None:
+        wanted = self.fmt.scales(amax, self.spec)
+        differs = wanted != scale
+        if not self.wrong_scale and bool(differs.any()):
+            row, column = (int(index) for index in differs.nonzero()[0])
+            self.wrong_scale = (
+                f"the scale at [{first + row}, {column}] of its grid is "
+                f"{float(scale[row, column])!r}, and the source's largest weight there makes it "
+                f"{float(wanted[row, column])!r}"
+            )
+
+    def _problems(self) -> Iterator[Problem]:
+        hint = "These are not the numbers that its recipe makes of this source; convert again."
+        if self.broken:
+            many = "1 element breaks" if self.broken == 1 else f"{self.broken:,} elements break"
+            comma = "" if self.broken == 1 else ", the first"
+            message = f"{many} the bound of {self.spec.format}{comma} {self.first_broken}"
+            yield self._problem("bound-broken", message, hint, self.module.tensors["weight"])
+        if self.wrong_scale:
+            info = self.module.tensors["weight_scale"]
+            yield self._problem("scale-differs", self.wrong_scale, hint, info)
+
+    def _problem(self, kind: str, message: str, hint: str, info: TensorInfo) -> Problem:
+        return Problem(kind, message, hint, file=str(info.file), tensor=info.name)

@@ -1,0 +1,50 @@
+"""Edits to a converted checkpoint, with every digest made right again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from quantrecipe.checkpoint import digests, read_header
+from quantrecipe.evaluate.locked import as_written
+from quantrecipe.schema.lock import LOCK_NAME
+
+
+def edit_lock(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a lock, and write it as ``convert`` would have."""
+    lock = json.loads((out / LOCK_NAME).read_text("utf-8"))
+    change(lock)
+    (out / LOCK_NAME).write_bytes(as_written(lock))
+
+
+def edit_tensor(out: Path, name: str, change: Callable[[bytearray], None]) -> Path:
+    """Change a tensor's bytes, and the digests in the lock to match."""
+    (path,) = [path for path in out.rglob("*.safetensors") if name in read_header(path).tensors]
+    info = read_header(path).tensors[name]
+    content = bytearray(path.read_bytes())
+    payload = content[info.offset : info.offset + info.nbytes]
+    change(payload)
+    content[info.offset : info.offset + info.nbytes] = payload
+    path.write_bytes(content)
+    edit_lock(out, lambda lock: _redigest(out, lock))
+    return path
+
+
+def _redigest(out: Path, lock: dict[str, Any]) -> None:
+    for output in lock["outputs"]:
+        path = out / output["path"]
+        output["sha256"] = digests(path, {})[0]
+        content = path.read_bytes()
+        for tensor in tensors_of(lock):
+            if tensor["file"] == output["path"]:
+                payload = content[tensor["offset"] : tensor["offset"] + tensor["bytes"]]
+                tensor["sha256"] = hashlib.sha256(payload).hexdigest()
+
+
+def tensors_of(lock: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every tensor of a lock."""
+    found = [tensor for module in lock["modules"] for tensor in module["tensors"].values()]
+    return found + [other["tensor"] for other in lock["others"]]
