@@ -13,9 +13,10 @@ from quantrecipe.converter.buffers import as_memory
 from quantrecipe.converter.protocol import Job, ModuleResult
 from quantrecipe.converter.refusals import check_scales, naming
 from quantrecipe.converter.smoothing import smoothquant_factors
-from quantrecipe.converter.streaming import CAPABILITIES, read_input_absmax, weight_error
+from quantrecipe.converter.streaming import read_input_absmax, weight_error
 from quantrecipe.formats import cast, dequantize, quantize, row_errors, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.schema.capabilities import BUILT_IN
 from quantrecipe.schema.plan import PlannedModule
 from quantrecipe.schema.schemes import PlainWeight
 from quantrecipe.schema.tensors import TensorInfo
@@ -26,7 +27,7 @@ class ReferenceConverter:
 
     name = "reference"
     version = __version__
-    capabilities = CAPABILITIES
+    capabilities = BUILT_IN
 
     def convert(self, job: Job) -> Iterator[ModuleResult]:
         """See ``Converter.convert``. Memory grows with the largest module."""

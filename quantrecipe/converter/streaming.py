@@ -26,27 +26,12 @@ from quantrecipe.formats import cast, get_format, sqnr_db
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.refusals import first_index
 from quantrecipe.formats.transform import COMPILED_PAYS_FROM_BYTES, BlockTransform, block_transform
-from quantrecipe.schema.capabilities import Capabilities
+from quantrecipe.schema.capabilities import BUILT_IN
 from quantrecipe.schema.lock import WeightError
 from quantrecipe.schema.plan import PlannedModule, PlannedTensor
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight
 from quantrecipe.schema.tensors import TensorInfo
-
-CAPABILITIES = Capabilities(
-    schema_versions=frozenset({1}),
-    formats={
-        "float64": frozenset(),
-        "float32": frozenset(),
-        "float16": frozenset(),
-        "bfloat16": frozenset(),
-        "int8": frozenset({"tensor", "channel", "group"}),
-        "float8_e4m3fn": frozenset({"tensor", "channel", "block"}),
-        "float8_e5m2": frozenset({"tensor", "channel", "block"}),
-    },
-    activations=frozenset({"int8", "float8_e4m3fn"}),
-    smoothing=frozenset({"online"}),
-)
 
 
 class StreamingConverter:
@@ -54,7 +39,7 @@ class StreamingConverter:
 
     name = "streaming"
     version = __version__
-    capabilities = CAPABILITIES
+    capabilities = BUILT_IN
 
     def convert(self, job: Job) -> Iterator[ModuleResult]:
         """See ``Converter.convert``. Memory is set by ``job.block_bytes``, whatever the model."""

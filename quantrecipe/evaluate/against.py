@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
+
+import torch
 
 from quantrecipe.checkpoint import digests, open_parts
 from quantrecipe.evaluate.copies import check_cast, check_copy
@@ -120,16 +124,42 @@ class _Against:
             for name, info in contents.others.items():
                 if (part, name) not in others:
                     self._note("missing-tensor", _NOT_LOCKED, info)
-        for module in self.lock.modules:
-            try:
-                self._module(module)
-            except InvalidInput as error:
-                self.problems += error.problems
+        # Blocks of one module go through one core's cache; cores take different modules.
+        before = torch.get_num_threads()
+        workers = os.cpu_count() or 1
+        try:
+            with ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                for locked, done in zip(
+                    self.lock.modules, pool.map(self._apart, self.lock.modules), strict=True
+                ):
+                    self._take_in(locked, done)
+        finally:
+            torch.set_num_threads(before)
         for other in self.lock.others:
-            try:
-                self._other(other)
-            except InvalidInput as error:
-                self.problems += error.problems
+            self._take_in(other, self._apart(other))
+
+    def _apart(self, locked: LockedModule | LockedOther) -> _Against:
+        """One module or other tensor by itself, so that the order of work shows nowhere."""
+        work = replace(self, problems=[], measured=[])
+        try:
+            if isinstance(locked, LockedModule):
+                work._module(locked)
+            else:
+                work._other(locked)
+        except InvalidInput as error:
+            work.problems += error.problems
+        return work
+
+    def _take_in(self, locked: LockedModule | LockedOther, done: _Against) -> None:
+        self.problems += done.problems
+        self.measured += done.measured
+        contents = self.source.parts.get(locked.part)
+        if contents is not None and locked.name in contents.modules:
+            self.progress(contents.modules[locked.name].nbytes, locked.name)
+        elif contents is not None and locked.name in contents.others:
+            self.progress(contents.others[locked.name].nbytes, locked.name)
 
     def _other(self, locked: LockedOther) -> None:
         source = self.source.part(locked.part).others.get(locked.name)
@@ -140,7 +170,6 @@ class _Against:
             self._note("extra-tensor", "the source has no such tensor", target)
             return
         self._copied(source, target)
-        self.progress(source.nbytes, locked.name)
 
     def _module(self, locked: LockedModule) -> None:
         source = self.source.part(locked.part).modules.get(locked.name)
@@ -161,7 +190,6 @@ class _Against:
             self._kept(locked, source, output)
         if "bias" in source.tensors or "bias" in output.tensors:
             self._bias(source, output)
-        self.progress(source.nbytes, locked.name)
 
     def _quantized(self, locked: LockedModule, weight: AnyScaledWeight, info: TensorInfo) -> None:
         found = prove_bound(self.source, self.output, locked.name, locked.part, self.block_bytes)

@@ -151,8 +151,7 @@ class _Proof:
                     f"{float(bound[row, column]):.6g}"
                 )
             self.broken += int((~within).sum())
-        # Where the bound is 0 so is the error, or it has been told.
-        self.of_bound = max(self.of_bound, float(error.div_(bound).nan_to_num_(0.0).amax()))
+        self.of_bound = max(self.of_bound, float(error.div_(bound).amax()))
 
     def _check_scales(self, amax: Tensor, scale: Tensor, first: int) -> None:
         wanted = self.fmt.scales(amax, self.spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from quantrecipe.checkpoint.folder import near_miss
 from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.lock import LOCK_NAME, Lock
-from quantrecipe.schema.planning import METADATA_KEY
 from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.provenance import embedded_recipe
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.tensors import SourceFileInfo
-from quantrecipe.schema.validation import load_lock, parse_recipe
+from quantrecipe.schema.validation import load_lock
 
 _SUFFIX: Final = ".safetensors"
 _SHARD: Final = re.compile(r"-\d{5}-of-\d{5}$")
@@ -89,32 +88,8 @@ def described(file: SourceFileInfo) -> Described | None:
     Raises:
         InvalidInput: it holds no recipe, or another one than its digest is of.
     """
-    text = file.metadata.get(METADATA_KEY)
-    if text is None:
-        return None
-    try:
-        document = json.loads(text)
-        recipe, digest = document["recipe"], str(document["recipe_sha256"])
-    except (ValueError, KeyError, TypeError):
-        raise InvalidInput(
-            Problem(
-                "bad-metadata",
-                f"its metadata entry {METADATA_KEY!r} holds no recipe with a digest",
-                hint="It was edited; convert again, or say layout=... to read it all the same.",
-                file=str(file.path),
-            )
-        ) from None
-    parsed = parse_recipe(json.dumps(recipe), f"{file.path} (metadata)")
-    if recipe_digest(parsed) != digest:
-        raise InvalidInput(
-            Problem(
-                "digest-mismatch",
-                "the recipe in its metadata is not the one that the digest beside it is of",
-                hint="It was edited; convert again.",
-                file=str(file.path),
-            )
-        )
-    return Described(parsed, digest)
+    recipe = embedded_recipe(file.metadata, str(file.path))
+    return None if recipe is None else Described(recipe, recipe_digest(recipe))
 
 
 def _one_of_several(path: Path, folder: Path) -> InvalidInput:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from quantrecipe.loaders.checkpoint import Checkpoint
 from quantrecipe.loaders.protocol import Names
-from quantrecipe.schema.capabilities import Capabilities
+from quantrecipe.schema.capabilities import BUILT_IN
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import fill_template
 from quantrecipe.schema.layout_writing import holds_many_parts, other_name
@@ -18,20 +18,7 @@ class ReferenceLoader:
     """Dequantizes every weight by the definition of its format, in float32."""
 
     name = "reference"
-    capabilities = Capabilities(
-        schema_versions=frozenset({1}),
-        formats={
-            "float64": frozenset(),
-            "float32": frozenset(),
-            "float16": frozenset(),
-            "bfloat16": frozenset(),
-            "int8": frozenset({"tensor", "channel", "group"}),
-            "float8_e4m3fn": frozenset({"tensor", "channel", "block"}),
-            "float8_e5m2": frozenset({"tensor", "channel", "block"}),
-        },
-        activations=frozenset({"int8", "float8_e4m3fn"}),
-        smoothing=frozenset({"online"}),
-    )
+    capabilities = BUILT_IN
 
     def load_state_dict(
         self,

@@ -41,6 +41,23 @@ class Capabilities:
     devices: frozenset[str] = frozenset({"cpu"})
 
 
+BUILT_IN = Capabilities(
+    schema_versions=frozenset({1}),
+    formats={
+        "float64": frozenset(),
+        "float32": frozenset(),
+        "float16": frozenset(),
+        "bfloat16": frozenset(),
+        "int8": frozenset({"tensor", "channel", "group"}),
+        "float8_e4m3fn": frozenset({"tensor", "channel", "block"}),
+        "float8_e5m2": frozenset({"tensor", "channel", "block"}),
+    },
+    activations=frozenset({"int8", "float8_e4m3fn"}),
+    smoothing=frozenset({"online"}),
+)
+"""All that this package's own converters and loaders can do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """One thing that a recipe asks for.

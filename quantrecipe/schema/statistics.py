@@ -4,7 +4,8 @@ A statistics file is a safetensors file whose metadata holds this document under
 ``quantrecipe.statistics``. For a module it holds, as float32:
 
 * ``{part}/{module}/input_absmax`` ``[bins, in]``: the largest absolute input of each channel;
-* ``{part}/{module}/input_second_moment`` ``[bins, in]``: the mean square of each channel (optional).
+* ``{part}/{module}/input_second_moment`` ``[bins, in]``: the mean square of each channel
+  (optional).
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Statistics(Model):
     """Digest of the inputs, so that two files can be told apart."""
 
     timesteps: Annotated[tuple[TimestepBin, ...], NonEmpty]
-    """The bins, in the order of the first axis of every tensor; one bin for a model without timesteps."""
+    """The bins, in the order of the first axis of every tensor; a model without timesteps has
+    one."""
 
     modules: Annotated[dict[PartName, Annotated[tuple[str, ...], NonEmpty]], NonEmpty]
     """The modules that were measured, for each part."""

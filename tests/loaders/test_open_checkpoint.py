@@ -313,7 +313,7 @@ def rewrite_metadata(path: Path, value: str) -> None:
 def test_metadata_that_is_no_recipe_is_named(made: Path, value: str) -> None:
     (made / LOCK_NAME).unlink()
     rewrite_metadata(made / FILE, value)
-    assert problems_of(made) == {"bad-metadata": ""}
+    assert problems_of(made) == {"bad-recipe-metadata": ""}
 
 
 def test_an_edited_recipe_in_the_metadata_is_found(made: Path) -> None:
@@ -322,7 +322,7 @@ def test_an_edited_recipe_in_the_metadata_is_found(made: Path) -> None:
         document = json.loads(file.metadata()["quantrecipe"])
     document["recipe"]["name"] = "other"
     rewrite_metadata(made / FILE, canonical_bytes(document).decode())
-    assert problems_of(made) == {"digest-mismatch": ""}
+    assert problems_of(made) == {"bad-recipe-metadata": ""}
 
 
 def test_nothing_there_is_said_with_what_is_near(made: Path) -> None:
