@@ -102,8 +102,8 @@ class _Proof:
     spec: ScaledWeight
     fmt: WeightFormat
     workspace: Workspace = field(default_factory=Workspace)
-    signal: list[Tensor] = field(default_factory=list)
-    noise: list[Tensor] = field(default_factory=list)
+    signal: Tensor = field(init=False)
+    noise: Tensor = field(init=False)
     worst: float = 0.0
     of_bound: float = 0.0
     amax: Tensor | None = None
@@ -111,6 +111,12 @@ class _Proof:
     broken: int = 0
     first_broken: str = ""
     wrong_scale: str = ""
+
+    def __post_init__(self) -> None:
+        # Room for every row at once: small tensors kept between large ones that come and go would
+        # leave holes in memory that nothing fits into.
+        self.signal = torch.zeros(self.module.out_features, dtype=torch.float64)
+        self.noise = torch.zeros_like(self.signal)
 
     def block(self, weight: Tensor, codes: Tensor, scale: Tensor, start: int) -> None:
         """Take in one block of rows, the first of which is row ``start``."""
@@ -122,8 +128,8 @@ class _Proof:
             self._check_scales(amax, scale, start // self.fmt.row_multiple(self.spec))
         self._check_bound(weight, codes, scale, start)
         errors = row_errors(weight, codes, scale, self.spec, self.workspace)
-        self.signal.append(errors.signal)
-        self.noise.append(errors.noise)
+        self.signal[start : start + len(weight)] = errors.signal
+        self.noise[start : start + len(weight)] = errors.noise
         self.worst = max(self.worst, errors.worst_in_scales)
 
     def result(self) -> Measured:
@@ -132,7 +138,7 @@ class _Proof:
             self._check_scales(self.amax, self.stored, 0)
         return Measured(
             tuple(self._problems()),
-            sqnr_db(torch.cat(self.signal), torch.cat(self.noise)),
+            sqnr_db(self.signal, self.noise),
             self.worst,
             self.of_bound,
         )

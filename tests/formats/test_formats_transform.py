@@ -316,6 +316,29 @@ def test_a_scale_that_overflows_is_refused(kit: Any) -> None:
         assert refused.value.index == (2, 1)
 
 
+@pytest.mark.parametrize("fmt", ["int8", "float8_e4m3fn", "float8_e5m2"])
+def test_a_given_scale_may_be_too_small(fmt: str, kit: Any) -> None:
+    """Codes stop at the largest, of either sign."""
+    spec, dtype = kit.spec(fmt, "tensor"), get_format(fmt).code_dtype
+    steps = torch.tensor([[0.9, 1.0, 1.01, 1.2, 4.0, 1e20]]) * get_format(fmt).largest_code
+    weight, scale = torch.cat([steps, -steps]), torch.ones(1, 1)
+    found = []
+    for transform in both(Case(PlainWeight(format="float32"), spec, weight, None, None)):
+        codes = torch.zeros(2, 6).to(dtype)
+        errors = transform(weight, None, None, codes, scale)
+        found.append((bits(codes), errors.worst_in_scales))
+    assert found[0] == found[1]
+
+
+def test_a_product_that_overflows_is_refused_while_encoding_too(kit: Any) -> None:
+    codes, scales = torch.full((2, 3), 100, dtype=torch.int8), torch.tensor([[1.0], [3e38]])
+    case = Case(kit.spec("int8"), kit.spec("int8", "tensor"), codes, scales, None)
+    for transform in both(case):
+        with pytest.raises(NonFinite) as refused:
+            transform(codes, scales, None, torch.empty_like(codes), torch.ones(1, 1))
+        assert refused.value.index == (1, 0)
+
+
 @given(data=st.data())
 def test_column_maxima_are_those_of_the_plain_path(data: st.DataObject, kit: Any) -> None:
     weight, target = data.draw(kit.cases())
