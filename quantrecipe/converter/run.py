@@ -24,6 +24,7 @@ from quantrecipe.converter.protocol import (
 from quantrecipe.converter.selection import find_converter
 from quantrecipe.converter.sidecars import Sidecar, find_sidecars
 from quantrecipe.converter.workers import available_cores
+from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.lock import LOCK_NAME, Lock, OutputFile
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import OutputError
@@ -124,10 +125,10 @@ def carry_out(
             _put(staging.folder, sidecar.path, sidecar.content)
         for path, content in planned.extra_files.items():
             _put(staging.folder, path, content)
-        _put(staging.folder, RECIPE_NAME, _pretty(planned.recipe.to_json_value()))
+        _put(staging.folder, RECIPE_NAME, document_bytes(planned.recipe.to_json_value()))
         outputs, tensors = _digests(planned, staging.folder)
         lock = make_lock(planned, converter, results, tensors, outputs)
-        _put(staging.folder, LOCK_NAME, _pretty(lock.to_json_value()))
+        _put(staging.folder, LOCK_NAME, document_bytes(lock.to_json_value()))
         staging.publish(force=force, lock=LOCK_NAME, order=paths, stale=stale)
     return Conversion(
         out, lock, planned.source_bytes, planned.output_bytes, time.monotonic() - started
@@ -155,10 +156,6 @@ def _put(folder: Path, path: str, content: bytes) -> None:
         target.write_bytes(content)
     except OSError as error:
         raise output_error(target, error, len(content)) from error
-
-
-def _pretty(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _output_paths(planned: Plan, sidecars: tuple[Sidecar, ...]) -> tuple[str, ...]:

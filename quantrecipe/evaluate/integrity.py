@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from quantrecipe.checkpoint import SourceError, digests, read_header
-from quantrecipe.evaluate.locked import as_written, is_below, rewritten, shard_of, vouched
+from quantrecipe.evaluate.locked import is_below, rewritten, shard_of, vouched
 from quantrecipe.evaluate.records import Progress
-from quantrecipe.schema.canonical import recipe_digest
+from quantrecipe.schema.canonical import document_bytes, recipe_digest
 from quantrecipe.schema.lock import Lock, LockedTensor, OutputFile
 from quantrecipe.schema.plan_metadata import METADATA_KEY, recipe_metadata
 from quantrecipe.schema.problems import InvalidInput, Problem, closest
@@ -175,7 +175,7 @@ def _check_recipe(file: Path, lock: Lock) -> Iterator[Problem]:
         return
     except OSError as error:
         raise SourceError(file, error) from error
-    if text == as_written(lock.recipe.to_json_value()):
+    if text == document_bytes(lock.recipe.to_json_value()):
         return
     try:
         recipe: Recipe = load_recipe(file)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from quantrecipe.checkpoint import SourceError
+from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.document import Document, parse_text
 from quantrecipe.schema.lock import LOCK_NAME, Lock, LockedTensor
 from quantrecipe.schema.problems import Problem
@@ -57,14 +57,9 @@ def read_lock(folder: Path) -> OpenLock:
     if not isinstance(examined.model, Lock):
         return OpenLock(None, examined.problems)
     problems: tuple[Problem, ...] = ()
-    if text != as_written(examined.model.to_json_value()):
+    if text != document_bytes(examined.model.to_json_value()):
         problems = (rewritten(file),)
     return OpenLock(examined.model, problems, examined.document)
-
-
-def as_written(value: Any) -> bytes:
-    """A document in the bytes that ``convert`` writes."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def rewritten(file: Path) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import rfc8785
@@ -38,3 +39,8 @@ def recipe_digest(recipe: Recipe) -> str:
     Fields that were left out stay out, so that anyone can compute it from the file alone.
     """
     return digest(recipe.to_json_value())
+
+
+def document_bytes(value: object) -> bytes:
+    """A document as it is written for people: indented, with a newline at the end."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

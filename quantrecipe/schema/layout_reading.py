@@ -133,8 +133,16 @@ class _Reading:
         for name, info in self._weights(templates):
             if info.name in self.claimed or not is_plain(info.dtype) or len(info.shape) != 2:
                 continue
+            if self._is_transposed(name, info, templates):
+                continue
             weight = PlainWeight.model_validate({"format": info.dtype})
             self._add(name, weight, self._tensors_of(name, info, templates))
+
+    def _is_transposed(self, name: str, weight: TensorInfo, templates: ModuleTensors) -> bool:
+        """Whether the bias says ``[in, out]``, as in GPT-2: no module, so it passes through."""
+        bias = self._find(name, templates.bias) if templates.bias is not None else None
+        rows, columns = weight.shape
+        return bias is not None and bias.shape == (columns,) != (rows,)
 
     def _add(self, name: str, weight: AnyWeight | None, tensors: Mapping[str, TensorInfo]) -> None:
         info = tensors["weight"]

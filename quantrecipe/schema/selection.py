@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from quantrecipe.schema.dtypes import is_plain
 from quantrecipe.schema.layout_reading import PartContents
 from quantrecipe.schema.patterns import Patterns, check_pattern, is_exact
 from quantrecipe.schema.problems import Problem, closest
@@ -227,5 +228,10 @@ def _no_module(name: str, info: TensorInfo) -> str:
         return (
             f"that has shape {list(info.shape)}: only two-dimensional weights are modules, "
             "everything else passes through"
+        )
+    if is_plain(info.dtype):
+        return (
+            f"{name!r} is stored [in, out], as its bias shows, and modules are [out, in]: it "
+            "passes through"
         )
     return f"{name!r} is {info.dtype}, which the source's layout has no module for"

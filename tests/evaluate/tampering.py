@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantrecipe.checkpoint import digests, read_header
-from quantrecipe.evaluate.locked import as_written
+from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.lock import LOCK_NAME
 
 
@@ -17,7 +17,7 @@ def edit_lock(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change a lock, and write it as ``convert`` would have."""
     lock = json.loads((out / LOCK_NAME).read_text("utf-8"))
     change(lock)
-    (out / LOCK_NAME).write_bytes(as_written(lock))
+    (out / LOCK_NAME).write_bytes(document_bytes(lock))
 
 
 def edit_tensor(out: Path, name: str, change: Callable[[bytearray], None]) -> Path:

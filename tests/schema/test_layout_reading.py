@@ -289,7 +289,7 @@ REFUSED: dict[str, tuple[str, list[T], list[str]]] = {
     "fp4": ("plain", [("a.weight", "float4_e2m1fn_x2", (6, 4))], ["unscaled"]),
     "bias too short": (
         "plain",
-        [("a.weight", "bfloat16", (6, 4)), ("a.bias", "bfloat16", (4,))],
+        [("a.weight", "bfloat16", (6, 4)), ("a.bias", "bfloat16", (5,))],
         ["misshaped-bias"],
     ),
     "bias in two dimensions": (
@@ -434,3 +434,18 @@ def test_a_filled_template_reads_its_value_back(template: str, value: str) -> No
 @pytest.mark.parametrize("name", [".weight", "weight", "a.weights", "", "a.bias"])
 def test_a_template_reads_no_empty_value(name: str) -> None:
     assert match_template("{module}.weight", name, "p", "module") is None
+
+
+def test_a_weight_stored_in_out_passes_through(headers: ModuleType) -> None:
+    """GPT-2's Conv1D; scales by its rows would be scales by input channel."""
+    contents = read(
+        headers,
+        "plain",
+        ("h.0.c_attn.weight", "float32", (4, 12)),
+        ("h.0.c_attn.bias", "float32", (12,)),
+        ("h.0.c_proj.weight", "float32", (4, 4)),
+        ("h.0.c_proj.bias", "float32", (4,)),
+    )
+    assert not contents.problems
+    assert set(contents.modules) == {"h.0.c_proj"}
+    assert set(contents.others) == {"h.0.c_attn.weight", "h.0.c_attn.bias"}
