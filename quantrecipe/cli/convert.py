@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantrecipe.cli.running import report, run
-from quantrecipe.schema.problems import InvalidInput, QuantrecipeError
+from quantrecipe.cli.running import reporting, run
+from quantrecipe.schema.problems import InvalidInput
 
 if TYPE_CHECKING:
     from quantrecipe.converter import Converter
@@ -73,51 +72,32 @@ def convert(
     """
     if out is None and not dry_run:
         raise click.UsageError("Missing option '--out' (or --dry-run, to see the plan only).")
-    try:
-        _convert(recipe_name, source, out, dry_run, converter, block_bytes, jobs, force, as_json)
-    except QuantrecipeError as error:
-        if not as_json:
-            raise
-        report(error, as_json=True)
-        sys.exit(error.exit_code)
-
-
-def _convert(
-    recipe_name: str,
-    source: Path | None,
-    out: Path | None,
-    dry_run: bool,
-    converter: str,
-    block_bytes: int | None,
-    jobs: int | None,
-    force: bool,
-    as_json: bool,
-) -> None:
     # Nothing above this line needs torch: usage errors and --help are quick.
     from quantrecipe.cli.plan_view import plan_json, plan_text
     from quantrecipe.cli.progress import ProgressLine
     from quantrecipe.cli.summary import summary_json, summary_text
     from quantrecipe.converter import DEFAULT_BLOCK_BYTES, carry_out, open_recipe, plan
 
-    worker = _find_converter(converter)
-    loaded = open_recipe(recipe_name)
-    planned = plan(loaded, source, converter=converter)
-    if dry_run or out is None:
-        click.echo(json.dumps(plan_json(planned), indent=2) if as_json else plan_text(planned))
-        return
-    for warning in planned.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    with loaded.locating(), ProgressLine(planned.source_bytes, quiet=as_json) as progress:
-        done = carry_out(
-            planned,
-            worker,
-            out,
-            block_bytes=block_bytes or DEFAULT_BLOCK_BYTES,
-            jobs=jobs,
-            force=force,
-            progress=progress.advance,
-        )
-    click.echo(json.dumps(summary_json(done), indent=2) if as_json else summary_text(done))
+    with reporting(as_json):
+        worker = _find_converter(converter)
+        loaded = open_recipe(recipe_name)
+        planned = plan(loaded, source, converter=converter)
+        if dry_run or out is None:
+            click.echo(json.dumps(plan_json(planned), indent=2) if as_json else plan_text(planned))
+            return
+        for warning in planned.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        with loaded.locating(), ProgressLine(planned.source_bytes, quiet=as_json) as progress:
+            done = carry_out(
+                planned,
+                worker,
+                out,
+                block_bytes=block_bytes or DEFAULT_BLOCK_BYTES,
+                jobs=jobs,
+                force=force,
+                progress=progress.advance,
+            )
+        click.echo(json.dumps(summary_json(done), indent=2) if as_json else summary_text(done))
 
 
 def _find_converter(name: str) -> Converter:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import click
 
 from quantrecipe.cli.examining import Examined, examine
 from quantrecipe.cli.inspect_view import inspection_json, inspection_text
-from quantrecipe.cli.running import report
-from quantrecipe.schema.problems import InvalidInput, OutputError, QuantrecipeError
+from quantrecipe.cli.running import report, reporting
+from quantrecipe.schema.problems import InvalidInput, OutputError
 
 STDOUT = "-"
 
@@ -55,7 +54,7 @@ def inspect(
     """
     if as_json and emit == STDOUT:
         raise click.UsageError("--json and --emit-recipe without a FILE both write to stdout.")
-    try:
+    with reporting(as_json):
         result = examine(path, layout, _parse_parts(parts))
         if as_json:
             click.echo(json.dumps(inspection_json(result), indent=2))
@@ -63,11 +62,6 @@ def inspect(
             click.echo(inspection_text(result, every=every))
         if emit is not None:
             _emit(result, path, emit)
-    except QuantrecipeError as error:
-        if not as_json:
-            raise
-        report(error, as_json=True)
-        sys.exit(error.exit_code)
     ctx.exit(1 if result.problems else 0)
 
 

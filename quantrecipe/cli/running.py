@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import click
@@ -47,6 +49,18 @@ def run(command: click.Command) -> NoReturn:
         click.echo("internal error: please report the lines above", err=True)
         code = FAILURE
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def reporting(as_json: bool) -> Iterator[None]:
+    """Within it, with ``--json``, an error goes to stdout as JSON and ends the command."""
+    try:
+        yield
+    except QuantrecipeError as error:
+        if not as_json:
+            raise
+        report(error, as_json=True)
+        sys.exit(error.exit_code)
 
 
 def report(error: QuantrecipeError, *, as_json: bool = False) -> None:

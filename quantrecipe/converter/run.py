@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from quantrecipe.checkpoint import OutputWriter, Staging, check_destination, digests
 from quantrecipe.checkpoint.durable import output_error
@@ -26,11 +24,11 @@ from quantrecipe.converter.sidecars import Sidecar, find_sidecars
 from quantrecipe.converter.workers import available_cores
 from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.lock import LOCK_NAME, Lock, OutputFile
+from quantrecipe.schema.placement import shard_of
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import OutputError
 
 RECIPE_NAME = "recipe.json"
-_SHARD: Final = re.compile(r"-\d{5}-of-\d{5}(?=\.safetensors$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +193,5 @@ def _paths_of_old_lock(out: Path) -> tuple[str, ...]:
         paths = [str(entry["path"]) for entry in document["outputs"]]
     except (OSError, ValueError, KeyError, TypeError):
         return ()
-    indexes = {
-        f"{_SHARD.sub('', path)}.index.json" for path in paths if _SHARD.search(path) is not None
-    }
+    indexes = {f"{whole}.index.json" for whole in map(shard_of, paths) if whole is not None}
     return (*paths, *sorted(indexes))

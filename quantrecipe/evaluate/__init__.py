@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantrecipe.evaluate.agreement import check_lock
 from quantrecipe.evaluate.integrity import check_files
-from quantrecipe.evaluate.locked import read_lock, vouched
+from quantrecipe.evaluate.locked import read_lock
 from quantrecipe.evaluate.records import ModuleError, Progress, Verification, silent
 from quantrecipe.schema.lock import LOCK_NAME
 
@@ -67,7 +67,7 @@ def verify(
         recipe=lock.recipe.name,
         problems=tuple(dict.fromkeys(problems)),
         files=len(lock.outputs),
-        tensors=sum(1 for _ in vouched(lock)),
+        tensors=sum(1 for _ in lock.tensors()),
         modules=len(lock.modules),
         nbytes=sum(output.bytes for output in lock.outputs),
         measured=measured,

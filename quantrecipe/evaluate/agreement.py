@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from quantrecipe.evaluate.locked import output_file, shard_of, vouched
 from quantrecipe.schema.dtypes import DTYPES, byte_size
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
 from quantrecipe.schema.layout_writing import module_tensors, other_name, refusal
 from quantrecipe.schema.lock import Lock, LockedModule, LockedTensor
+from quantrecipe.schema.placement import shard_of
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import resolve_layout
@@ -45,7 +45,7 @@ def _wrong(
 
 def _outputs(lock: Lock) -> Iterator[Problem]:
     seen: set[str] = set()
-    homes = {output_file(lock.recipe, part) for part in lock.recipe.source.parts}
+    homes = {lock.recipe.target.file_of(part) for part in lock.recipe.source.parts}
     for index, output in enumerate(lock.outputs):
         pointer = f"/outputs/{index}/path"
         if output.path.casefold() in seen:
@@ -81,7 +81,7 @@ def _tensors(lock: Lock) -> Iterator[Problem]:
     sizes = {output.path: output.bytes for output in lock.outputs}
     by_file: dict[str, list[tuple[str, LockedTensor]]] = {path: [] for path in sizes}
     seen: set[tuple[str, str]] = set()
-    for pointer, tensor in vouched(lock):
+    for pointer, tensor in lock.tensors():
         if tensor.file not in sizes:
             yield _wrong(f"{pointer}/file", f"{tensor.file!r} is no file of outputs", tensor.name)
             continue
@@ -212,7 +212,7 @@ def _stored(
 
 
 def _home(recipe: Recipe, part: str, pointer: str, tensor: LockedTensor) -> Iterator[Problem]:
-    home = output_file(recipe, part)
+    home = recipe.target.file_of(part)
     if tensor.file != home and shard_of(tensor.file) != home:
         message = f"part {part!r} goes into {home!r}, not {tensor.file!r}"
         yield _wrong(f"{pointer}/file", message, tensor.name, "not-the-plan")

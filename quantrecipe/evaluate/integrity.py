@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from quantrecipe.checkpoint import SourceError, digests, read_header
-from quantrecipe.evaluate.locked import is_below, rewritten, shard_of, vouched
+from quantrecipe.evaluate.locked import is_below, rewritten
 from quantrecipe.evaluate.records import Progress
 from quantrecipe.schema.canonical import document_bytes, recipe_digest
 from quantrecipe.schema.lock import Lock, LockedTensor, OutputFile
+from quantrecipe.schema.placement import shard_of
 from quantrecipe.schema.plan_metadata import METADATA_KEY, recipe_metadata
 from quantrecipe.schema.problems import InvalidInput, Problem, closest
 from quantrecipe.schema.recipe import Recipe
@@ -40,7 +41,7 @@ def check_files(folder: Path, lock: Lock, *, quick: bool, progress: Progress) ->
         SourceError: a file is there and cannot be read.
     """
     tensors: dict[str, dict[str, LockedTensor]] = {output.path: {} for output in lock.outputs}
-    for _, tensor in vouched(lock):
+    for _, tensor in lock.tensors():
         tensors.setdefault(tensor.file, {})[tensor.name] = tensor
     says = recipe_metadata(lock.recipe, lock.recipe_sha256)[METADATA_KEY]
     files = [
@@ -210,7 +211,7 @@ def _indexes(lock: Lock) -> dict[str, object]:
     """The index of every set of shards, as the lock's tensors make it, by path."""
     maps: dict[str, dict[str, str]] = {}
     sizes: dict[str, int] = {}
-    for _, tensor in vouched(lock):
+    for _, tensor in lock.tensors():
         home = shard_of(tensor.file)
         if home is None or not is_below(tensor.file):
             continue

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -11,9 +9,8 @@ from typing import Final
 from quantrecipe.checkpoint import SourceError
 from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.document import Document, parse_text
-from quantrecipe.schema.lock import LOCK_NAME, Lock, LockedTensor
+from quantrecipe.schema.lock import LOCK_NAME, Lock
 from quantrecipe.schema.problems import Problem
-from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.validation import examine_text
 
 _SUFFIX: Final = ".safetensors"
@@ -70,27 +67,6 @@ def rewritten(file: Path) -> Problem:
         "It was formatted, edited or damaged; fetch it again.",
         file=str(file),
     )
-
-
-def vouched(lock: Lock) -> Iterator[tuple[str, LockedTensor]]:
-    """Every tensor of a lock, each with its JSON pointer."""
-    for index, module in enumerate(lock.modules):
-        for role, tensor in module.tensors.items():
-            yield f"/modules/{index}/tensors/{role}", tensor
-    for index, other in enumerate(lock.others):
-        yield f"/others/{index}/tensor", other.tensor
-
-
-def output_file(recipe: Recipe, part: str) -> str:
-    """The file that a part goes into, before it is cut into shards."""
-    target = recipe.target
-    return target.parts[part] if target.parts is not None else target.file
-
-
-def shard_of(path: str) -> str | None:
-    """The file that ``path`` is a shard of, by its name."""
-    match = re.fullmatch(r"(.+)-\d{5}-of-\d{5}\.safetensors", path)
-    return f"{match[1]}{_SUFFIX}" if match is not None else None
 
 
 def is_below(path: str) -> bool:

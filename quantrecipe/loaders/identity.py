@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,18 +9,16 @@ from typing import Final
 
 from quantrecipe.checkpoint import read_header
 from quantrecipe.checkpoint.folder import near_miss
-from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.lock import LOCK_NAME, Lock
+from quantrecipe.schema.placement import shard_of
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.provenance import embedded_recipe
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import resolve_layout
-from quantrecipe.schema.tensors import SourceFileInfo
 from quantrecipe.schema.validation import load_lock
 
 _SUFFIX: Final = ".safetensors"
-_SHARD: Final = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +38,6 @@ class Identity:
     recipe: Recipe | None
     lock: Lock | None
     locations: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """What a file says of itself: its recipe, and the digest of that."""
-
-    recipe: Recipe
-    recipe_sha256: str
 
 
 def identify(path: Path, layout: str | Layout | None, parts: Mapping[str, str] | None) -> Identity:
@@ -82,16 +71,6 @@ def root_of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def described(file: SourceFileInfo) -> Described | None:
-    """What a file's metadata says of it; ``None`` if that is nothing.
-
-    Raises:
-        InvalidInput: it holds no recipe, or another one than its digest is of.
-    """
-    recipe = embedded_recipe(file.metadata, str(file.path))
-    return None if recipe is None else Described(recipe, recipe_digest(recipe))
-
-
 def _one_of_several(path: Path, folder: Path) -> InvalidInput:
     return InvalidInput(
         Problem(
@@ -118,7 +97,7 @@ def _in_folder(recipe: Recipe, lock: Lock | None, folder: Path) -> dict[str, str
     found: dict[str, str] = {}
     written = {file.path for file in lock.outputs} if lock is not None else None
     for part in recipe.source.parts:
-        file = _file_of(recipe, part)
+        file = recipe.target.file_of(part)
         index = f"{file}.index.json"
         whole = (folder / file).is_file() if written is None else file in written
         found[part] = index if not whole and (folder / index).is_file() else file
@@ -129,18 +108,18 @@ def _in_file(recipe: Recipe, path: Path) -> dict[str, str]:
     """The parts that lie in one file: all, or those whose file it is by its name."""
     parts = list(recipe.source.parts)
     segments = path.resolve().parts
-    stem = _SHARD.sub("", path.name.removesuffix(_SUFFIX))
-    if stem + _SUFFIX != path.name and any(
-        PurePosixPath(_file_of(recipe, part)).name == stem + _SUFFIX for part in parts
+    whole = shard_of(path.name)
+    if whole is not None and any(
+        PurePosixPath(recipe.target.file_of(part)).name == whole for part in parts
     ):
         raise _one_of_several(path, path.parent)
-    if len({_file_of(recipe, part) for part in parts}) == 1:
+    if len({recipe.target.file_of(part) for part in parts}) == 1:
         return dict.fromkeys(parts, ".")
     for length in (None, 1):
-        mine = [part for part in parts if _ends_so(segments, _file_of(recipe, part), length)]
-        if len({_file_of(recipe, part) for part in mine}) == 1:
+        mine = [part for part in parts if _ends_so(segments, recipe.target.file_of(part), length)]
+        if len({recipe.target.file_of(part) for part in mine}) == 1:
             return dict.fromkeys(mine, ".")
-    files = ", ".join(f"{part}: {_file_of(recipe, part)}" for part in parts)
+    files = ", ".join(f"{part}: {recipe.target.file_of(part)}" for part in parts)
     raise InvalidInput(
         Problem(
             "which-part",
@@ -157,17 +136,12 @@ def _ends_so(segments: tuple[str, ...], file: str, length: int | None) -> bool:
     return segments[-len(wanted) :] == wanted
 
 
-def _file_of(recipe: Recipe, part: str) -> str:
-    target = recipe.target
-    return target.parts[part] if target.parts is not None else target.file
-
-
 def _recipe_of_metadata(path: Path) -> Recipe:
     candidates = sorted(path.rglob(f"*{_SUFFIX}")) if path.is_dir() else [path]
     for candidate in candidates:
-        says = described(read_header(candidate))
-        if says is not None:
-            return says.recipe
+        recipe = embedded_recipe(read_header(candidate).metadata, str(candidate))
+        if recipe is not None:
+            return recipe
     raise InvalidInput(
         Problem(
             "unknown-checkpoint",

@@ -8,12 +8,14 @@ from typing import Literal
 
 from quantrecipe.checkpoint import open_parts
 from quantrecipe.loaders.checkpoint import Checkpoint, OpenPart
-from quantrecipe.loaders.identity import described, identify, root_of
+from quantrecipe.loaders.identity import identify, root_of
+from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, read_part
 from quantrecipe.schema.lock import LOCK_NAME, Lock, LockedTensor
 from quantrecipe.schema.planning import METADATA_KEY
 from quantrecipe.schema.problems import InvalidInput, Problem, closest
+from quantrecipe.schema.provenance import embedded_recipe
 from quantrecipe.schema.tensors import SourceFileInfo, SourcePart, TensorInfo
 
 Check = Literal["headers", "digests"]
@@ -95,21 +97,14 @@ def _unowned(
 def _digests(lock: Lock | None, root: Path) -> dict[tuple[Path, str], str]:
     return {
         (root / tensor.file, tensor.name): tensor.sha256
-        for tensor in (_vouched(lock) if lock is not None else ())
+        for _, tensor in (lock.tensors() if lock is not None else ())
     }
-
-
-def _vouched(lock: Lock) -> Iterator[LockedTensor]:
-    for module in lock.modules:
-        yield from module.tensors.values()
-    for other in lock.others:
-        yield other.tensor
 
 
 def _check_lock(lock: Lock, root: Path, files: Mapping[Path, SourceFileInfo]) -> Iterator[Problem]:
     """Every tensor that the lock vouches for is there, as it says; and no other."""
     vouched: dict[str, dict[str, LockedTensor]] = {output.path: {} for output in lock.outputs}
-    for tensor in _vouched(lock):
+    for _, tensor in lock.tensors():
         vouched.setdefault(tensor.file, {})[tensor.name] = tensor
     for relative, tensors in vouched.items():
         file = files.get(root / relative)
@@ -149,8 +144,8 @@ def _check_tensor(
 def _check_metadata(lock: Lock, files: Iterable[SourceFileInfo]) -> Iterator[Problem]:
     """Every file says that it is of the recipe that the lock is of."""
     for file in files:
-        says = described(file)
-        if says is None or says.recipe_sha256 != lock.recipe_sha256:
+        says = embedded_recipe(file.metadata, str(file.path))
+        if says is None or recipe_digest(says) != lock.recipe_sha256:
             yield Problem(
                 "metadata-mismatch",
                 f"its metadata entry {METADATA_KEY!r} "

@@ -12,6 +12,7 @@ from quantrecipe.schema.base import TARGET_FILE
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.name_groups import collapse
 from quantrecipe.schema.patterns import Patterns
+from quantrecipe.schema.placement import shard_of
 from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recipe import Recipe
@@ -27,7 +28,6 @@ SMALLEST_SIDE: Final = 16
 SMALLEST_WEIGHT: Final = 4096
 SHARD_SIZE: Final = "5GB"
 _USUAL_STEMS: Final = ("model", "diffusion_pytorch_model", "pytorch_model")
-_SHARD: Final = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
 _BLANK: Final = re.compile(r"[^a-z0-9._-]+|(?<=[._-])[._-]+")
 
 _CONDITIONING = Patterns.compile(
@@ -58,8 +58,8 @@ class DraftSource:
     @property
     def stem(self) -> str:
         """The file's name without shard number and suffix."""
-        name = self.reading.parts[0].files[0].path.name.removesuffix(".safetensors")
-        return _SHARD.sub("", name)
+        name = self.reading.parts[0].files[0].path.name
+        return (shard_of(name) or name).removesuffix(".safetensors")
 
 
 def draft_recipe(

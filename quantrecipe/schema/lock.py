@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -126,6 +127,14 @@ class Lock(Model):
     outputs: tuple[OutputFile, ...]
     modules: tuple[LockedModule, ...]
     others: tuple[LockedOther, ...]
+
+    def tensors(self) -> Iterator[tuple[str, LockedTensor]]:
+        """Every tensor that it vouches for, each with its JSON pointer."""
+        for index, module in enumerate(self.modules):
+            for role, tensor in module.tensors.items():
+                yield f"/modules/{index}/tensors/{role}", tensor
+        for index, other in enumerate(self.others):
+            yield f"/others/{index}/tensor", other.tensor
 
 
 __all__ = [

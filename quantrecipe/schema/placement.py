@@ -14,6 +14,7 @@ from quantrecipe.schema.tensors import OutputFilePlan, OutputTensor
 MAX_HEADER_BYTES: Final = 100_000_000
 _ALIGNMENT: Final = 8
 _SUFFIX: Final = ".safetensors"
+_SHARD: Final = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors", re.ASCII | re.DOTALL)
 _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,11})(B|KB|MB|GB|TB)", re.ASCII)
 
@@ -37,6 +38,12 @@ def file_order(tensors: Iterable[OutputTensor]) -> list[OutputTensor]:
     element size.
     """
     return sorted(tensors, key=lambda tensor: (-RANK[tensor.dtype], tensor.name))
+
+
+def shard_of(path: str) -> str | None:
+    """The file that ``path`` is a shard of, by its name; ``None`` if it is called otherwise."""
+    match = _SHARD.fullmatch(path)
+    return f"{match[1]}{_SUFFIX}" if match is not None else None
 
 
 def encode_header(tensors: Sequence[OutputTensor], metadata: Mapping[str, str]) -> bytes:

@@ -71,7 +71,7 @@ class Drafter:
 
     def drafts(self, part: str, contents: PartContents) -> Iterator[Draft]:
         """One draft for each module of a part that can be stored, and one for each other tensor."""
-        file = file_of(self.recipe, part)
+        file = self.recipe.target.file_of(part)
         for name, module in contents.modules.items():
             draft = self._module(part, name, module, file)
             if draft is not None:
@@ -176,12 +176,6 @@ class Drafter:
         return Problem(
             "target-asks-for-more", lacking[0], hint=lacking[1], pointer="/target/layout"
         )
-
-
-def file_of(recipe: Recipe, part: str) -> str:
-    """The file that a part is written to, before it is cut into shards."""
-    target = recipe.target
-    return target.parts[part] if target.parts is not None else target.file
 
 
 def _stores_factors(module: PlannedModule) -> bool:

@@ -11,7 +11,7 @@ from quantrecipe.schema.layout_reading import PartContents, read_part
 from quantrecipe.schema.layout_writing import holds_many_parts
 from quantrecipe.schema.placement import parse_size, place
 from quantrecipe.schema.plan import Plan, PlannedModule, PlannedOther, placed
-from quantrecipe.schema.plan_drafts import Draft, Drafter, file_of
+from quantrecipe.schema.plan_drafts import Draft, Drafter
 from quantrecipe.schema.plan_metadata import (
     METADATA_KEY,
     carried_over,
@@ -141,7 +141,7 @@ class _Planner:
             )
 
     def _parts_collide(self) -> bool:
-        files = [file_of(self.recipe, part.name) for part in self.parts]
+        files = [self.recipe.target.file_of(part.name) for part in self.parts]
         return len(set(files)) < len(files) and not holds_many_parts(self.target_layout)
 
     def _check_target(self) -> Iterator[Problem]:
@@ -236,7 +236,7 @@ class _Planner:
 
     def _metadata(self, path: str, sha256: str) -> dict[str, str]:
         """The source's own entries, the target layout's over them, and the recipe."""
-        parts = [part for part in self.parts if file_of(self.recipe, part.name) == path]
+        parts = [part for part in self.parts if self.recipe.target.file_of(part.name) == path]
         said = carried_over(parts, self.source_layout)
         return said | self.target_layout.metadata | recipe_metadata(self.recipe, sha256)
 

@@ -50,11 +50,7 @@ def embedded_recipe(metadata: Mapping[str, str], file: str) -> Recipe | None:
 
 def target_files(recipe: Recipe) -> dict[str, str]:
     """For each part the file that the recipe writes it to, below the output folder."""
-    target = recipe.target
-    return {
-        part: target.parts[part] if target.parts is not None else target.file
-        for part in recipe.source.parts
-    }
+    return {part: recipe.target.file_of(part) for part in recipe.source.parts}
 
 
 def lock_problems(lock: Lock, folder: Path, file: str) -> Iterator[Problem]:

@@ -136,6 +136,10 @@ class Target(Model):
     """The most bytes of tensors in one file (decimal units); more go into numbered shards with an
     index. A tensor that is larger by itself gets a shard of its own."""
 
+    def file_of(self, part: str) -> str:
+        """The file that a part goes into, before it is cut into shards."""
+        return self.parts[part] if self.parts is not None else self.file
+
 
 class Bounds(Model):
     """What the result must hold to; a conversion that misses one publishes nothing."""

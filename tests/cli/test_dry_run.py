@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -29,24 +27,14 @@ CUSTOM = {"modules": ["layers.0.mlp"], "dtype": "float32", "reason": "first"}
 SPIKY = {"modules": ["layers.2.attn"], "dtype": "bfloat16", "reason": LONG}
 
 
-def load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def headers() -> ModuleType:
-    return load("quantrecipe_tests_cli_headers", TESTS / "support" / "headers.py")
+    return importlib.import_module("tests.support.headers")
 
 
 @pytest.fixture(scope="session")
 def ideogram4() -> ModuleType:
-    return load("quantrecipe_tests_cli_ideogram4", TESTS / "recipes" / "ideogram4_tensors.py")
+    return importlib.import_module("tests.recipes.ideogram4_tensors")
 
 
 def convert(*arguments: str | Path) -> Result:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,15 +30,7 @@ class Tree:
 
 @pytest.fixture(scope="session")
 def ideogram4() -> ModuleType:
-    name = "quantrecipe_recipes_ideogram4_tensors"
-    path = Path(__file__).with_name("ideogram4_tensors.py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("tests.recipes.ideogram4_tensors")
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -12,21 +11,11 @@ import pytest
 TESTS = Path(__file__).parents[1]
 
 
-def load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def headers() -> ModuleType:
-    return load("quantrecipe_tests_headers", TESTS / "support" / "headers.py")
+    return importlib.import_module("tests.support.headers")
 
 
 @pytest.fixture(scope="session")
 def ideogram4() -> ModuleType:
-    return load("quantrecipe_tests_ideogram4", TESTS / "recipes" / "ideogram4_tensors.py")
+    return importlib.import_module("tests.recipes.ideogram4_tensors")
