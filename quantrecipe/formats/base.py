@@ -95,19 +95,30 @@ class WeightFormat(Protocol):
         out: Tensor | None = None,
         *,
         workspace: Workspace | None = None,
+        checked: bool = True,
     ) -> Tensor:
         """Codes from the scales as stored, by a true float32 division ``weight / scale``.
 
         The block must have passed ``measure``. ``out`` receives the codes where it is given.
+        ``checked`` is false for scales that come from ``scales``: looking at them would wait for
+        the device they are on.
 
         Raises:
             ValueError: scales that are not ``spec``'s grid, dtype, or positive and finite.
         """
 
     def decode(
-        self, codes: Tensor, scale: Tensor, spec: ScaledWeight, out: Tensor | None = None
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        spec: ScaledWeight,
+        out: Tensor | None = None,
+        *,
+        checked: bool = True,
     ) -> Tensor:
         """``float32(codes) * float32(scale)``, for scales of any floating dtype.
+
+        ``checked`` is false for codes that come from ``encode``, as above.
 
         Raises:
             NonFinite: a code, a scale or a product is no finite number; carries row and column.

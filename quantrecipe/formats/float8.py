@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantrecipe.formats.scaled import ScaledFormat, refuse_codes
+from quantrecipe.formats.scaled import ScaledFormat
 
 
 class Float8Format(ScaledFormat):
@@ -36,16 +36,16 @@ class Float8Format(ScaledFormat):
         ratio.clamp_(-self.largest_code, self.largest_code)
 
     def _unpack(self, codes: Tensor, out: Tensor) -> None:
-        # Read as signed bytes the largest code is positive, as unsigned ones negative: two fast
-        # reductions find a code that is no number, of either sign.
-        positive = int(codes.view(torch.int8).amax())
-        negative = int(codes.view(torch.uint8).amax()) - 0x80
-        if max(positive, negative) >= self._first_non_finite:
-            refuse_codes(codes, codes.float())
         if self.code_dtype is torch.float8_e4m3fn:
             _unpack_e4m3fn(codes, out)
         else:
             out.copy_(codes)
+
+    def _largest_bits(self, codes: Tensor) -> Tensor:
+        # Read as signed bytes the largest code is positive, as unsigned ones negative: two fast
+        # reductions find a code that is no number, of either sign.
+        positive, negative = codes.view(torch.int8).amax(), codes.view(torch.uint8).amax()
+        return torch.maximum(positive.int(), negative.int() - 0x80)
 
     def _bound(self, magnitude: Tensor, scale: Tensor) -> Tensor:
         """``max(min(max(|w| / (2^(m+1) + 1), t s / 2), h s), |w| - Q s)``, plus float32 rounding.
@@ -54,7 +54,8 @@ class Float8Format(ScaledFormat):
         ``t``: the smallest subnormal. ``h``: half the step below the largest code ``Q``. Quotient
         and product each round by ``2^-24`` of at most ``2 |w|``, or of ``s`` where they underflow.
         """
-        relative = magnitude / (2.0 ** (self._mantissa + 1) + 1)
+        # A tensor on the same device: torch may multiply by the reciprocal of a Python number.
+        relative = magnitude / magnitude.new_full((), 2.0 ** (self._mantissa + 1) + 1)
         nearest = torch.maximum(relative, scale * (self._smallest_subnormal / 2))
         top = 2.0 ** (_exponent(self.largest_code) - self._mantissa - 1)
         inside = torch.minimum(nearest, scale * top)

@@ -36,4 +36,4 @@ class Int8Format(ScaledFormat):
         quotient and of the product, each at most ``2^-24 Q s``.
         """
         clipped = magnitude - _LARGEST * scale
-        return torch.maximum(clipped, scale / 2) + _LARGEST * 2.0**-23 * scale
+        return torch.maximum(clipped, scale * 0.5) + _LARGEST * 2.0**-23 * scale

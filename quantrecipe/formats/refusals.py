@@ -83,8 +83,13 @@ def all_finite(tensor: torch.Tensor) -> bool:
     """Whether ``tensor`` holds neither a NaN nor an infinity, in one pass."""
     if not tensor.numel():
         return True
-    low, high = torch.aminmax(tensor)
-    return math.isfinite(float(low)) and math.isfinite(float(high))
+    return all(map(math.isfinite, extremes(tensor)))
+
+
+def extremes(tensor: torch.Tensor) -> tuple[float, float]:
+    """The smallest and the largest number, or NaNs, in one pass and one copy from the device."""
+    low, high = torch.stack(torch.aminmax(tensor)).tolist()
+    return low, high
 
 
 def first_index(mask: torch.Tensor) -> tuple[int, ...] | None:

@@ -15,6 +15,7 @@ from quantrecipe.formats.refusals import (
     NonFinite,
     ScaleOutOfRange,
     all_finite,
+    extremes,
     first_index,
     refuse_non_finite,
 )
@@ -39,6 +40,8 @@ class ScaledFormat(ABC):
     name: str
     code_dtype: torch.dtype
     largest_code: float
+    _first_non_finite: int = 0x80
+    """The smallest magnitude bits that are no number, if any are."""
 
     @abstractmethod
     def _round(self, ratio: Tensor) -> None:
@@ -46,7 +49,11 @@ class ScaledFormat(ABC):
 
     @abstractmethod
     def _unpack(self, codes: Tensor, out: Tensor) -> None:
-        """``float32(codes)`` into ``out``; raises ``NonFinite`` for codes that are no numbers."""
+        """``float32(codes)`` into ``out``; codes that are no numbers become anything."""
+
+    def _largest_bits(self, codes: Tensor) -> Tensor:
+        """The largest magnitude bits of any code, where some stand for no number."""
+        return codes.new_zeros((), dtype=torch.int32)
 
     @abstractmethod
     def _bound(self, magnitude: Tensor, scale: Tensor) -> Tensor:
@@ -84,10 +91,11 @@ class ScaledFormat(ABC):
         out: Tensor | None = None,
         *,
         workspace: Workspace | None = None,
+        checked: bool = True,
     ) -> Tensor:
         _check_block(weight, torch.float32, "a weight")
         _check_grid(scale, weight, spec)
-        _check_stored(scale, spec)
+        _check_stored(scale, spec, checked)
         ratio = (workspace or Workspace()).like(weight)
         group = spec.group_shape(*weight.shape)
         for (w, target), s in tiles((weight, ratio), scale.float(), group):
@@ -97,7 +105,13 @@ class ScaledFormat(ABC):
         return codes.copy_(ratio)
 
     def decode(
-        self, codes: Tensor, scale: Tensor, spec: ScaledWeight, out: Tensor | None = None
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        spec: ScaledWeight,
+        out: Tensor | None = None,
+        *,
+        checked: bool = True,
     ) -> Tensor:
         _check_block(codes, self.code_dtype, f"{self.name} codes")
         _check_grid(scale, codes, spec)
@@ -106,10 +120,8 @@ class ScaledFormat(ABC):
         self._unpack(codes, values)
         for (view,), s in tiles((values,), factors, spec.group_shape(*codes.shape)):
             view.mul_(s)
-        # Products are finite wherever this one is, and only a broken source gets beyond it. int8
-        # sources may hold -128.
-        if not all_finite(factors.abs().amax() * (self.largest_code + 1)):
-            refuse_non_finite(values)
+        if checked:
+            self._check_decoded(codes, factors, values)
         return values
 
     def bound(self, weight: Tensor, codes: Tensor, scale: Tensor, spec: ScaledWeight) -> Tensor:
@@ -120,6 +132,17 @@ class ScaledFormat(ABC):
         for (w, target), s in tiles((magnitude, result), scale.double(), group):
             target.copy_(self._bound(w, s))
         return result
+
+    def _check_decoded(self, codes: Tensor, factors: Tensor, values: Tensor) -> None:
+        # Products are finite wherever this one is, and only a broken source gets beyond it. int8
+        # sources may hold -128.
+        product = factors.abs().amax() * (self.largest_code + 1)
+        # One copy to the host: each waits for all that the device has been given to do.
+        bits, largest = torch.stack((self._largest_bits(codes).float(), product)).tolist()
+        if bits >= self._first_non_finite:
+            refuse_codes(codes, codes.float())
+        if not math.isfinite(largest):
+            refuse_non_finite(values)
 
 
 def refuse_codes(codes: Tensor, as_float: Tensor) -> None:
@@ -146,11 +169,13 @@ def _check_grid(scale: Tensor, block: Tensor, spec: ScaledWeight) -> None:
         )
 
 
-def _check_stored(scale: Tensor, spec: ScaledWeight) -> None:
+def _check_stored(scale: Tensor, spec: ScaledWeight, look: bool) -> None:
     if scale.dtype != SCALE_DTYPES[spec.scale_dtype]:
         raise ValueError(f"scales are stored as {spec.scale_dtype}, not {scale.dtype}")
-    low, high = torch.aminmax(scale)
-    if not 0 < float(low) <= float(high) < math.inf:
+    if not look:
+        return
+    low, high = extremes(scale)
+    if not 0 < low <= high < math.inf:
         raise ValueError("scales must be positive and finite")
 
 
