@@ -24,7 +24,7 @@ from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight, ScaledWeight
 from quantrecipe.schema.tensors import SourcePart, TensorInfo
 
-# Sums of squares are good to 1e-6, and the lock holds two decimals of a decibel.
+# The lock holds two decimals of a decibel, and another's converter may add in another order.
 _DECIBELS: Final = 0.005 + 2e-5
 _NOT_LOCKED: Final = "the source has it, and the lock does not"
 

@@ -1,7 +1,8 @@
-"""The loops of ``transform``, compiled by numba: each row is decoded, scaled and coded in cache.
+"""The loops of ``transform`` and ``proof``, compiled by numba: each row is worked on in cache.
 
-Only sums of errors may be reordered (``_summing``); everything else is float32 as written: no
-contraction to fused multiply-add, no reciprocal, so codes and scales have the plain path's bits.
+Everything is float32 as written: no contraction to fused multiply-add, no reciprocal, so codes and
+scales have the plain path's bits. Only squares may be contracted (``_summing``), which are exact in
+float64, so sums have its bits too.
 Every compiled function stays in this file: numba's disk cache notices a change of the file a
 function is in, and of no other.
 """
@@ -38,21 +39,21 @@ REFUSED: Final = -1.0
 """Returned for a block with a number that the plain path refuses; it knows which and why."""
 
 _Floats = NDArray[np.float32]
+_Doubles = NDArray[np.float64]
 _Bytes = NDArray[np.uint8]
 
 _INFINITY: Final = np.int32(0x7F800000)
-# float32 sums of this many squares keep their last digits, and w, codes and sums stay in L1.
-_CHUNK: Final = 2048
-# Between these no square of a row's largest number leaves float32, nor a sum of such squares.
-_SAFE_ABSMAX: Final = (np.float32(2.0**-50), np.float32(2.0**50))
-# Above this, squares that were lost as too small for float32 do not show in a row's sum.
-_SAFE_NOISE: Final = 2.0**-90
+# ``error.LANES``.
+_LANES: Final = 1024
+# Columns worked on at a time: w, then errors in its place, codes and the lanes stay in L1, and a
+# lane is read and written once for four columns.
+_CHUNK: Final = 4 * _LANES
 _LARGEST: Final = (np.float32(127.0), np.float32(448.0), np.float32(57344.0))
 
 
 _Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 _inlined: Final[_Compile] = numba.njit(nogil=True, error_model="numpy")
-_summing: Final[_Compile] = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+_summing: Final[_Compile] = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
 
 
 def _cached(signature: str | None = None) -> _Compile:
@@ -158,28 +159,56 @@ def _decode_e5m2(stored: _Bytes, scale: Any, w: _Floats) -> bool:
 
 
 @_inlined
-def _decode_row(
-    kind: int, stored: _Bytes, scales: _Floats, width: int, factors: _Floats, w: _Floats
+def _decode_chunk(
+    kind: int, stored: _Bytes, scales: _Floats, width: int, start: int, stop: int, w: _Floats
 ) -> bool:
-    """A stored row as float32 in ``w``; false if a code is no number."""
+    """Columns ``start`` to ``stop`` of a stored row in ``w``; false if a code is no number."""
     if kind in (BFLOAT16, FLOAT16):
-        fine = _decode_16(kind == BFLOAT16, stored.view(np.uint16), w)
-    elif kind == FLOAT32:
-        fine = _decode_32(stored.view(np.uint32), w)
-    else:
-        fine = True
-        for group in range(len(scales)):
-            run, scale = slice(group * width, (group + 1) * width), scales[group]
-            if kind == INT8:
-                _decode_int8(stored[run], scale, w[run])
-            elif kind == FLOAT8_E4M3FN:
-                fine &= _decode_e4m3fn(stored[run], scale, w[run])
-            else:
-                fine &= _decode_e5m2(stored[run], scale, w[run])
-    if len(factors) == len(w):
-        for j in range(len(w)):
-            w[j] *= factors[j]
-    return bool(fine)
+        return bool(_decode_16(kind == BFLOAT16, stored[2 * start : 2 * stop].view(np.uint16), w))
+    if kind == FLOAT32:
+        return bool(_decode_32(stored[4 * start : 4 * stop].view(np.uint32), w))
+    fine, left = True, start
+    while left < stop:
+        group = left // width
+        right = min((group + 1) * width, stop)
+        codes, numbers, scale = stored[left:right], w[left - start : right - start], scales[group]
+        if kind == INT8:
+            _decode_int8(codes, scale, numbers)
+        elif kind == FLOAT8_E4M3FN:
+            fine &= _decode_e4m3fn(codes, scale, numbers)
+        else:
+            fine &= _decode_e5m2(codes, scale, numbers)
+        left = right
+    return fine
+
+
+@_inlined
+def _decode_row(
+    kind: int,
+    stored: _Bytes,
+    scales: _Floats,
+    width: int,
+    factors: _Floats,
+    w: _Floats,
+    maxima: NDArray[np.int32],
+    width_out: int,
+) -> bool:
+    """A stored row as float32 in ``w``; raises its groups' maxima; false if one is no number."""
+    fine, largest = True, np.int32(0)
+    for start in range(0, len(w), _CHUNK):
+        stop = min(start + _CHUNK, len(w))
+        numbers = w[start:stop]
+        fine &= _decode_chunk(kind, stored, scales, width, start, stop, numbers)
+        if len(factors) == len(w):
+            _multiply(numbers, factors[start:stop])
+        largest = max(largest, _raise_maxima(numbers, start, maxima, width_out))
+    return bool(fine and largest < _INFINITY)
+
+
+@_inlined
+def _multiply(w: _Floats, factors: _Floats) -> None:
+    for j in range(len(w)):
+        w[j] *= factors[j]
 
 
 @_inlined
@@ -190,6 +219,20 @@ def _absmax(w: _Floats) -> np.int32:
         bits = _magnitude(w[j])
         if bits > largest:
             largest = bits
+    return largest
+
+
+@_inlined
+def _raise_maxima(w: _Floats, start: int, maxima: NDArray[np.int32], width: int) -> np.int32:
+    """Raise the maxima of the groups that columns from ``start`` on are in; return the largest."""
+    largest, left, stop = np.int32(0), start, start + len(w)
+    while left < stop:
+        group = left // width
+        right = min((group + 1) * width, stop)
+        bits = _absmax(w[left - start : right - start])
+        maxima[group] = max(maxima[group], bits)
+        largest = max(largest, bits)
+        left = right
     return largest
 
 
@@ -211,141 +254,121 @@ def _stored_scale(amax: Any, largest_code: Any, dtype: int) -> Any:
 
 
 @_inlined
-def _encode_int8(w: _Floats, scale: Any, codes: _Bytes) -> None:
+def _encode_int8(w: _Floats, scale: Any, codes: _Bytes) -> np.int32:
+    """Codes, and their errors in place of ``w``; returns the bits of the largest error."""
     # Added to this, a number in [-127, 127] is rounded to an integer, ties to even, and its low
     # byte is that integer's two's complement.
     shifter = np.float32(1.5 * 2.0**23)
     top = np.float32(127)
+    largest = np.int32(0)
     for j in range(len(w)):
         ratio = w[j] / scale
-        ratio = min(max(ratio, -top), top)
-        codes[j] = np.uint8(_bits(ratio + shifter) & np.int32(0xFF))
+        shifted = min(max(ratio, -top), top) + shifter
+        codes[j] = np.uint8(_bits(shifted) & np.int32(0xFF))
+        w[j] = (shifted - shifter) * scale - w[j]
+        largest = max(largest, _magnitude(w[j]))
+    return largest
 
 
 @_inlined
 def _encode_float8(
     w: _Floats, scale: Any, codes: _Bytes, mantissa: int, bias: int, top: Any
-) -> None:
-    """To nearest, ties to even: normal numbers by adding to the bits, the others by a float add."""
+) -> np.int32:
+    """The same, to nearest, ties to even.
+
+    Added to ``step``, a power of two, a magnitude is rounded to the step of the codes around it:
+    the last place of the sum counts those steps, and what is left without ``step`` is their value.
+    """
     shift = np.int32(23 - mantissa)
-    half = np.int32((1 << (22 - mantissa)) - 1)
-    rebias = np.int32((127 - bias) << mantissa)
+    up = np.int32((23 - mantissa) << 23)
     normal = np.int32((128 - bias) << 23)
-    # Its unit in the last place is the smallest subnormal.
-    shifter = np.int32((127 + 1 - bias - mantissa + 23) << 23)
+    largest = np.int32(0)
     for j in range(len(w)):
         bits = _bits(w[j] / scale)
-        sign = np.int32((bits >> np.int32(24)) & np.int32(0x80))
+        sign = np.int32(bits & np.int32(-0x80000000))
         magnitude = min(np.int32(bits & np.int32(0x7FFFFFFF)), top)
-        odd = np.int32((magnitude >> shift) & np.int32(1))
-        rounded = np.int32((np.int32(magnitude + half + odd) >> shift) - rebias)
-        subnormal = np.int32(_bits(_number(magnitude) + _number(shifter)) - shifter)
-        code = subnormal if magnitude < normal else rounded
-        codes[j] = np.uint8(code | sign)
-
-
-@_inlined
-def _errors_int8(w: _Floats, scale: Any, codes: _Bytes, error: _Floats) -> Any:
-    """What the codes are off by, and the bits of the largest of it."""
-    largest = np.int32(0)
-    for j in range(len(w)):
-        error[j] = np.float32(np.int8(codes[j])) * scale - w[j]
-        largest = max(largest, _magnitude(error[j]))
+        power = max(np.int32(magnitude & np.int32(0x7F800000)), normal)
+        step = np.int32(power + up)
+        shifted = _number(magnitude) + _number(step)
+        below = np.int32(np.int32(power - normal) >> shift)
+        code = np.int32(np.int32(_bits(shifted) - step) + below)
+        codes[j] = np.uint8(code | np.int32((sign >> np.int32(24)) & np.int32(0x80)))
+        w[j] = _number(_bits(shifted - _number(step)) | sign) * scale - w[j]
+        largest = max(largest, _magnitude(w[j]))
     return largest
 
 
 @_inlined
-def _errors_e4m3fn(w: _Floats, scale: Any, codes: _Bytes, error: _Floats) -> Any:
-    largest = np.int32(0)
-    for j in range(len(w)):
-        error[j] = _e4m3fn(codes[j]) * scale - w[j]
-        largest = max(largest, _magnitude(error[j]))
-    return largest
-
-
-@_inlined
-def _errors_e5m2(w: _Floats, scale: Any, codes: _Bytes, error: _Floats) -> Any:
-    largest = np.int32(0)
-    for j in range(len(w)):
-        error[j] = _e5m2(codes[j]) * scale - w[j]
-        largest = max(largest, _magnitude(error[j]))
-    return largest
+def _encode_group(kind: int, w: _Floats, scale: Any, codes: _Bytes) -> Any:
+    if kind == INT8:
+        return _encode_int8(w, scale, codes)
+    if kind == FLOAT8_E4M3FN:
+        return _encode_float8(w, scale, codes, 3, 7, np.int32(0x43E00000))
+    return _encode_float8(w, scale, codes, 2, 15, np.int32(0x47600000))
 
 
 @_summing
-def _squares(numbers: _Floats) -> Any:
-    """The one sum that may be reordered, apart from all else that must not be."""
-    total = np.float32(0)
+def _add_squares(numbers: _Floats, lanes: _Doubles) -> None:
     for j in range(len(numbers)):
-        total += numbers[j] * numbers[j]
+        lanes[j] += np.float64(numbers[j]) * np.float64(numbers[j])
+
+
+@_summing
+def _add_four_squares(numbers: _Floats, lanes: _Doubles) -> None:
+    first, second = numbers[:_LANES], numbers[_LANES : 2 * _LANES]
+    third, fourth = numbers[2 * _LANES : 3 * _LANES], numbers[3 * _LANES : 4 * _LANES]
+    for j in range(_LANES):
+        total = lanes[j]
+        total += np.float64(first[j]) * np.float64(first[j])
+        total += np.float64(second[j]) * np.float64(second[j])
+        total += np.float64(third[j]) * np.float64(third[j])
+        total += np.float64(fourth[j]) * np.float64(fourth[j])
+        lanes[j] = total
+
+
+@_inlined
+def _accumulate(numbers: _Floats, lanes: _Doubles) -> None:
+    """The squares of a chunk, each in its column's lane: ``error.sums_of_squares``."""
+    if len(numbers) == _CHUNK:
+        _add_four_squares(numbers, lanes)
+        return
+    for start in range(0, len(numbers), _LANES):
+        _add_squares(numbers[start : start + _LANES], lanes)
+
+
+@_inlined
+def _folded(lanes: _Doubles, columns: int) -> Any:
+    """The sum of the lanes, which are left zero; those beyond ``columns`` are."""
+    half = _LANES // 2
+    while half >= columns:
+        half //= 2
+    while half:
+        for j in range(half):
+            lanes[j] += lanes[half + j]
+        half //= 2
+    total = lanes[0]
+    lanes[: min(columns, _LANES)] = 0
     return total
 
 
 @_inlined
-def _value(kind: int, code: Any) -> Any:
-    if kind == INT8:
-        return np.float32(np.int8(code))
-    if kind == FLOAT8_E4M3FN:
-        return _e4m3fn(code)
-    return _e5m2(code)
-
-
-@_inlined
-def _exact_sums(kind: int, w: _Floats, codes: _Bytes, scales: _Floats, width: int) -> Any:
-    """A row's sums in float64, from left to right, where float32 squares would not do."""
-    signal, noise = 0.0, 0.0
-    for j in range(len(w)):
-        error = np.float64(np.float32(_value(kind, codes[j]) * scales[j // width] - w[j]))
-        signal += np.float64(w[j]) * np.float64(w[j])
-        noise += error * error
-    return signal, noise
-
-
-@_inlined
-def _encode_chunk(kind: int, w: _Floats, scale: Any, codes: _Bytes, error: _Floats) -> Any:
-    """Codes, then from them the errors and the bits of the largest error."""
-    if kind == INT8:
-        _encode_int8(w, scale, codes)
-        return _errors_int8(w, scale, codes, error)
-    if kind == FLOAT8_E4M3FN:
-        _encode_float8(w, scale, codes, 3, 7, np.int32(0x43E00000))
-        return _errors_e4m3fn(w, scale, codes, error)
-    _encode_float8(w, scale, codes, 2, 15, np.int32(0x47600000))
-    return _errors_e5m2(w, scale, codes, error)
-
-
-@_inlined
 def _encode_row(
-    kind: int, w: _Floats, amax: Any, scales: _Floats, width: int, codes: _Bytes, error: _Floats
+    kind: int, w: _Floats, scales: _Floats, width: int, codes: _Bytes, lanes: Any
 ) -> Any:
-    """A row's codes; its sums of squares and its largest error in scales."""
-    signal, noise, worst = 0.0, 0.0, np.float32(0)
-    for group in range(len(scales)):
-        last, scale = min((group + 1) * width, len(w)), scales[group]
-        largest = np.int32(0)
-        for start in range(group * width, last, _CHUNK):
-            stop = min(start + _CHUNK, last)
-            numbers, off = w[start:stop], error[: stop - start]
-            bits = _encode_chunk(kind, numbers, scale, codes[start:stop], off)
-            signal += np.float64(_squares(numbers))
-            noise += np.float64(_squares(off))
-            largest = max(largest, bits)
-        worst = max(worst, _number(largest) / scale)
-    lost = noise < _SAFE_NOISE and worst > np.float32(0)
-    if amax > np.float32(0) and (lost or amax < _SAFE_ABSMAX[0] or amax > _SAFE_ABSMAX[1]):
-        signal, noise = _exact_sums(kind, w, codes, scales, width)
-    return signal, noise, worst
-
-
-@_inlined
-def _raise_maxima(w: _Floats, maxima: NDArray[np.int32], width: int) -> np.int32:
-    """Raise each group's maximum; return the row's."""
-    largest = np.int32(0)
-    for group in range(len(maxima)):
-        bits = _absmax(w[group * width : (group + 1) * width])
-        maxima[group] = max(maxima[group], bits)
-        largest = max(largest, bits)
-    return largest
+    """A row's codes; its sums of squares and its largest error in scales. Overwrites ``w``."""
+    worst = np.float32(0)
+    for start in range(0, len(w), _CHUNK):
+        stop = min(start + _CHUNK, len(w))
+        _accumulate(w[start:stop], lanes[0])
+        left = start
+        while left < stop:
+            group = left // width
+            right = min((group + 1) * width, stop)
+            largest = _encode_group(kind, w[left:right], scales[group], codes[left:right])
+            worst = max(worst, _number(largest) / scales[group])
+            left = right
+        _accumulate(w[start:stop], lanes[1])
+    return _folded(lanes[0], len(w)), _folded(lanes[1], len(w)), worst
 
 
 @_inlined
@@ -412,9 +435,9 @@ def transform(
         The largest error in scales, or ``REFUSED``.
     """
     rows, columns = len(codes_in), codes_out.shape[1]
-    w, error = np.empty(columns, np.float32), np.empty(_CHUNK, np.float32)
+    w, lanes = np.empty(columns, np.float32), np.zeros((2, _LANES))
     maxima = np.empty(scales_out.shape[1], np.int32)
-    worst, amax, fine = np.float32(0), np.int32(0), True
+    worst, fine = np.float32(0), True
     largest_code, measuring = _LARGEST[kind_out - INT8], last_phase == MEASURE
     for top in range(0, rows, height):
         bottom, grid = min(top + height, rows), scales_out[top // height]
@@ -423,21 +446,29 @@ def transform(
             for i in range(top, bottom):
                 if phase == first_phase or height > 1:
                     scales = scales_in[i // height_in]
-                    fine = _decode_row(kind_in, codes_in[i], scales, width_in, factors, w)
-                    amax = _raise_maxima(w, maxima, width)
-                    fine &= amax < _INFINITY
+                    fine = _decode_row(
+                        kind_in, codes_in[i], scales, width_in, factors, w, maxima, width
+                    )
                 if not fine:
                     return np.float32(REFUSED)
                 if phase == ENCODE:
-                    row = codes_out[i]
-                    sums = _encode_row(kind_out, w, _number(amax), grid, width, row, error)
+                    sums = _encode_row(kind_out, w, grid, width, codes_out[i], lanes)
                     signal[i], noise[i] = sums[0], sums[1]
                     worst = max(worst, sums[2])
             if phase == MEASURE and not _store_scales(
                 maxima, largest_code, scale_dtype, measuring, grid
             ):
                 return np.float32(REFUSED)
-    return worst
+    # An infinite error: a code is beyond float32, or a scale that was given is far too small.
+    return np.float32(REFUSED) if worst == np.float32(np.inf) else worst
+
+
+@_inlined
+def _raise_each(w: _Floats, largest: NDArray[np.int32]) -> None:
+    for j in range(len(w)):
+        bits = _magnitude(w[j])
+        if bits > largest[j]:
+            largest[j] = bits
 
 
 @_cached()
@@ -446,13 +477,12 @@ def column_absmax(
 ) -> bool:
     """Raise ``out`` to each column's largest magnitude; false if a code is no number."""
     columns = len(out)
-    w, none = np.empty(columns, np.float32), np.empty(0, np.float32)
-    largest = out.view(np.int32)
+    w, largest = np.empty(_CHUNK, np.float32), out.view(np.int32)
     for i in range(len(codes)):
-        if not _decode_row(kind, codes[i], scales[i // height], width, none, w):
-            return False
-        for j in range(columns):
-            bits = _magnitude(w[j])
-            if bits > largest[j]:
-                largest[j] = bits
+        grid = scales[i // height]
+        for start in range(0, columns, _CHUNK):
+            stop = min(start + _CHUNK, columns)
+            if not _decode_chunk(kind, codes[i], grid, width, start, stop, w[: stop - start]):
+                return False
+            _raise_each(w[: stop - start], largest[start:stop])
     return True

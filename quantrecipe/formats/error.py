@@ -10,10 +10,15 @@ from torch import Tensor
 
 from quantrecipe.formats.base import WeightFormat, Workspace
 from quantrecipe.formats.grid import absmax
+from quantrecipe.formats.refusals import refuse_non_finite
 from quantrecipe.schema.schemes import ScaledWeight
 
-# Between these a float32 norm of up to 2^20 values neither overflows nor loses what matters.
-_SAFE_NORM: Final = (1e-15, 1e18)
+LANES: Final = 1024
+"""Partial sums of a row: column ``c`` goes to lane ``c % LANES``."""
+
+# Rows of float64 that stay in a core's cache; a GPU would rather have few large steps.
+_AT_A_TIME: Final = {"cpu": 1 << 17}
+_AT_A_TIME_ELSEWHERE: Final = 1 << 24
 
 
 class RowErrors(NamedTuple):
@@ -37,11 +42,12 @@ def row_errors(
     fmt: WeightFormat,
     spec: ScaledWeight,
     workspace: Workspace | None = None,
+    *,
+    checked: bool = True,
 ) -> RowErrors:
     """Errors of a row block, from what is stored; a row's sums depend on that row alone.
 
-    Sums are taken in float32, good to about 1e-6 of themselves, and in float64 for rows so large or
-    so small that their squares leave float32's range.
+    They are ``sums_of_squares`` of the float32 weight and of ``float32(w_hat - w)``.
 
     Args:
         weight: float32 ``[rows, in]``, finite.
@@ -50,12 +56,53 @@ def row_errors(
         fmt: the format of ``spec``.
         spec: how the weight is stored.
         workspace: scratch; its memory is overwritten.
+        checked: false if codes and scales are known to be numbers (see ``WeightFormat.decode``).
+
+    Raises:
+        NonFinite: a code times its scale is no finite number; carries its row and column.
     """
     error = (workspace or Workspace()).like(weight)
-    fmt.decode(codes, scale, spec, out=error)
+    fmt.decode(codes, scale, spec, out=error, checked=checked)
     error.sub_(weight)
-    worst = absmax(error, spec.group_shape(*weight.shape)).div_(scale).amax()
-    return RowErrors(_squares(weight), _squares(error), float(worst))
+    worst = float(absmax(error, spec.group_shape(*weight.shape)).div_(scale).amax())
+    if not math.isfinite(worst):
+        # Codes are rounded: with a large scale, to more than float32 holds.
+        refuse_non_finite(fmt.decode(codes, scale, spec, checked=False))
+    return RowErrors(sums_of_squares(weight), sums_of_squares(error), worst)
+
+
+def sums_of_squares(block: Tensor) -> Tensor:
+    """The sum of squares of each row in float64, in one order wherever it is computed.
+
+    Lane ``l`` of ``LANES`` takes columns ``l``, ``l + LANES``, ... from left to right; then the
+    upper half of the lanes is added to the lower half until one is left. A square of a float32 is
+    exact in float64, so fused multiply-adds change nothing.
+
+    Args:
+        block: float32 ``[rows, in]``.
+
+    Returns:
+        float64 ``[rows]``.
+    """
+    rows, columns = block.shape
+    # Lanes that no column falls into are zero, and halving them away adds zeros: leave them out.
+    lanes = min(LANES, 1 << (columns - 1).bit_length())
+    step = max(1, _AT_A_TIME.get(block.device.type, _AT_A_TIME_ELSEWHERE) // lanes)
+    sums = torch.empty(rows, dtype=torch.float64, device=block.device)
+    for top in range(0, rows, step):
+        sums[top : top + step] = _folded(block[top : top + step], lanes)
+    return sums
+
+
+def _folded(block: Tensor, lanes: int) -> Tensor:
+    sums = torch.zeros(len(block), lanes, dtype=torch.float64, device=block.device)
+    for left in range(0, block.shape[1], lanes):
+        numbers = block[:, left : left + lanes].double()
+        sums[:, : numbers.shape[1]].addcmul_(numbers, numbers)
+    while lanes > 1:
+        lanes //= 2
+        sums = sums[:, :lanes] + sums[:, lanes:]
+    return sums[:, 0]
 
 
 def sqnr_db(signal: float | Tensor, noise: float | Tensor) -> float | None:
@@ -67,17 +114,6 @@ def sqnr_db(signal: float | Tensor, noise: float | Tensor) -> float | None:
     if unwanted == 0:
         return None
     return 10 * (math.log10(wanted) - math.log10(unwanted)) if wanted else -math.inf
-
-
-def _squares(block: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(block, dim=1)
-    sums: Tensor = norm.double().square_()
-    low, high = torch.aminmax(norm)
-    if float(low) < _SAFE_NORM[0] or float(high) > _SAFE_NORM[1]:
-        doubtful = (norm < _SAFE_NORM[0]) | (norm > _SAFE_NORM[1])
-        # cumsum adds from left to right whatever the shape; sum may split a long row.
-        sums[doubtful] = block[doubtful].double().square_().cumsum(1)[:, -1]
-    return sums
 
 
 def _total(values: float | Tensor) -> float:

@@ -5,17 +5,39 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from quantrecipe.formats import dequantize, quantize, row_errors, sqnr_db
+from quantrecipe.formats import (
+    NonFinite,
+    dequantize,
+    error,
+    get_format,
+    quantize,
+    row_errors,
+    sqnr_db,
+)
+from quantrecipe.formats.error import sums_of_squares
+
+
+def in_order(block: Tensor) -> Tensor:
+    """The documented order, one addition after the other."""
+    lanes = np.zeros((len(block), 1024))
+    for column, numbers in enumerate(block.double().numpy().T):
+        lanes[:, column % 1024] += numbers * numbers
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return torch.from_numpy(lanes[:, 0])
 
 
 @given(data=st.data())
 @settings(max_examples=100)
-def test_sums_are_those_of_float64(data: st.DataObject, kit: Any) -> None:
+def test_sums_are_those_of_the_documented_order(data: st.DataObject, kit: Any) -> None:
     weight, spec = data.draw(kit.cases())
     stored = quantize(weight, spec)
     assert stored.scale is not None
@@ -24,8 +46,8 @@ def test_sums_are_those_of_float64(data: st.DataObject, kit: Any) -> None:
     difference = dequantize(stored.codes, stored.scale, spec) - weight
     assert torch.equal(weight, before)
     assert errors.signal.dtype == errors.noise.dtype == torch.float64
-    torch.testing.assert_close(errors.signal, weight.double().square().sum(1), rtol=1e-5, atol=0)
-    torch.testing.assert_close(errors.noise, difference.double().square().sum(1), rtol=1e-5, atol=0)
+    assert torch.equal(errors.signal, in_order(weight))
+    assert torch.equal(errors.noise, in_order(difference))
 
     height, width = spec.group_shape(*weight.shape)
     each = stored.scale.float().repeat_interleave(height, 0).repeat_interleave(width, 1)
@@ -33,17 +55,40 @@ def test_sums_are_those_of_float64(data: st.DataObject, kit: Any) -> None:
     assert errors.worst_in_scales == float(worst)
 
 
-@pytest.mark.parametrize("magnitude", [1e-30, 1e-18, 1e-15, 1.0, 1e18, 1e20, 1e35])
-def test_squares_beyond_float32_are_not_lost(magnitude: float, kit: Any) -> None:
-    generator = torch.Generator().manual_seed(5)
-    weight = torch.randn(4, 300, generator=generator)
-    weight[1:3] *= magnitude
-    stored = quantize(weight, kit.spec("int8"))
-    assert stored.scale is not None
-    errors = row_errors(weight, stored.codes, stored.scale, kit.spec("int8"))
-    difference = dequantize(stored.codes, stored.scale, kit.spec("int8")) - weight
-    torch.testing.assert_close(errors.signal, weight.double().square().sum(1), rtol=1e-5, atol=0)
-    torch.testing.assert_close(errors.noise, difference.double().square().sum(1), rtol=1e-5, atol=0)
+@given(
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 40) | st.integers(1000, 1050) | st.integers(2040, 5000),
+    seed=st.integers(0, 2**32 - 1),
+    exponents=st.sampled_from([(-149, 127), (-149, -120), (100, 127), (-5, 5)]),
+    cut=st.integers(1, 5),
+)
+def test_every_width_and_magnitude_is_summed_in_that_order(
+    rows: int, columns: int, seed: int, exponents: tuple[int, int], cut: int
+) -> None:
+    random = np.random.default_rng(seed)
+    powers = random.integers(*exponents, (rows, columns))
+    block = torch.from_numpy(np.ldexp(random.uniform(-1, 1, (rows, columns)), powers)).float()
+    sums = sums_of_squares(block)
+    parts = [sums_of_squares(block[top : top + cut]) for top in range(0, rows, cut)]
+    assert torch.equal(sums, in_order(block))
+    assert torch.equal(sums, torch.cat(parts))
+    torch.testing.assert_close(sums, block.double().square().sum(1), rtol=1e-13, atol=0)
+
+
+def test_many_short_rows_are_summed_in_bounded_steps() -> None:
+    block = torch.randn(30_000, 9, generator=torch.Generator().manual_seed(8))
+    assert torch.equal(sums_of_squares(block), in_order(block))
+
+
+def test_a_code_beyond_float32_is_refused(kit: Any) -> None:
+    """1.8 of a scale that was given is rounded to 2 of it, which float32 does not hold."""
+    weight, scale = torch.tensor([[1.0, 2.0], [1.0, 3.4e38]]), torch.tensor([[1.9e38]])
+    spec = kit.spec("int8", "tensor")
+    codes = get_format(spec).encode(weight, scale, spec)
+    for checked in (True, False):
+        with pytest.raises(NonFinite) as refused:
+            error.row_errors(weight, codes, scale, get_format(spec), spec, checked=checked)
+        assert refused.value.index == (1, 1)
 
 
 def test_worst_error_is_in_units_of_its_own_scale(kit: Any) -> None:

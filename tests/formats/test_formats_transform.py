@@ -20,7 +20,6 @@ from quantrecipe.formats import (
     RowErrors,
     ScaleOutOfRange,
     Unrepresentable,
-    dequantize,
     get_format,
     quantize,
 )
@@ -124,25 +123,20 @@ def assert_same(case: Case, size: int | None = None) -> None:
     found = run(compiled, case)
     assert bits(found.scales) == bits(expected.scales)
     assert bits(found.codes) == bits(expected.codes)
-    assert found.errors.worst_in_scales == expected.errors.worst_in_scales
-    assert_sums_are_exact(case, found)
+    assert_same_errors(found.errors, expected.errors)
     if size is not None:
-        again = run(compiled, case, size)
-        assert bits(again.scales) == bits(found.scales)
-        assert bits(again.codes) == bits(found.codes)
-        assert bits(again.errors.signal) == bits(found.errors.signal)
-        assert bits(again.errors.noise) == bits(found.errors.noise)
-        assert again.errors.worst_in_scales == found.errors.worst_in_scales
+        for transform in (plain, compiled):
+            again = run(transform, case, size)
+            assert bits(again.scales) == bits(found.scales)
+            assert bits(again.codes) == bits(found.codes)
+            assert_same_errors(again.errors, found.errors)
 
 
-def assert_sums_are_exact(case: Case, found: Result) -> None:
-    """Sums to 1e-6 of those in float64; the plain path's are tested for the same elsewhere."""
-    weight = dequantize(case.codes, case.scales, case.source)
-    weight = weight if case.factors is None else weight * case.factors
-    error = dequantize(found.codes, found.scales, case.target) - weight
-    for sums, numbers in ((found.errors.signal, weight), (found.errors.noise, error)):
-        exact = numbers.double().square_().sum(1)
-        torch.testing.assert_close(sums, exact, rtol=1e-6, atol=0)
+def assert_same_errors(found: RowErrors, expected: RowErrors) -> None:
+    """To the last bit, sums included."""
+    assert torch.equal(found.signal, expected.signal)
+    assert torch.equal(found.noise, expected.noise)
+    assert found.worst_in_scales == expected.worst_in_scales
 
 
 def assert_refuses_alike(transform: BlockTransform, case: Case, wanted: Unrepresentable) -> None:
@@ -258,7 +252,9 @@ def test_every_rounding_of_a_scale(scale_dtype: str, kit: Any) -> None:
         assert_same(Case(source, kit.spec(fmt, "channel", scale_dtype), keep, None, None))
 
 
-@pytest.mark.parametrize("columns", [1, 7, 2047, 2048, 2049, 4608, 5001, 53248])
+@pytest.mark.parametrize(
+    "columns", [1, 7, 512, 513, 1023, 1024, 1025, 2049, 4095, 4096, 4608, 5001, 53248]
+)
 @pytest.mark.parametrize("fmt", ["int8", "float8_e4m3fn"])
 def test_wide_rows(columns: int, fmt: str, kit: Any) -> None:
     weight = torch.randn(5, columns, generator=torch.Generator().manual_seed(columns)) * 0.02
@@ -268,11 +264,11 @@ def test_wide_rows(columns: int, fmt: str, kit: Any) -> None:
         assert_same(Case(source, target, weight.bfloat16(), None, None), 2)
 
 
-@pytest.mark.parametrize("exponent", [-149, -140, -126, -100, -64, -51, -49, 0, 49, 51, 63, 100])
+@pytest.mark.parametrize("exponent", [-149, -140, -126, -100, -64, 0, 63, 100, 120])
 @pytest.mark.parametrize("fmt", ["int8", "float8_e4m3fn", "float8_e5m2"])
-def test_sums_hold_where_float32_squares_do_not(exponent: int, fmt: str, kit: Any) -> None:
+def test_sums_of_extreme_magnitudes(exponent: int, fmt: str, kit: Any) -> None:
     random = np.random.default_rng(exponent + 200)
-    weight = torch.from_numpy(np.ldexp(random.standard_normal((3, 999)), exponent)).float()
+    weight = torch.from_numpy(np.ldexp(random.standard_normal((3, 1999)), exponent)).float()
     weight[1, 1:] *= 2.0**-40
     case = Case(PlainWeight(format="float32"), kit.spec(fmt), weight, None, None)
     assert_same(case, 1)
@@ -337,6 +333,15 @@ def test_a_product_that_overflows_is_refused_while_encoding_too(kit: Any) -> Non
         with pytest.raises(NonFinite) as refused:
             transform(codes, scales, None, torch.empty_like(codes), torch.ones(1, 1))
         assert refused.value.index == (1, 0)
+
+
+def test_a_code_beyond_float32_is_refused(kit: Any) -> None:
+    weight, scale = torch.tensor([[1.0, 2.0], [1.0, 3.4e38]]), torch.tensor([[1.9e38]])
+    case = Case(PlainWeight(format="float32"), kit.spec("int8", "tensor"), weight, None, None)
+    for transform in both(case):
+        with pytest.raises(NonFinite) as refused:
+            transform(weight, None, None, torch.empty(2, 2, dtype=torch.int8), scale)
+        assert refused.value.index == (1, 1)
 
 
 @given(data=st.data())
