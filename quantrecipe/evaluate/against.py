@@ -16,6 +16,7 @@ from quantrecipe.checkpoint import digests, open_parts
 from quantrecipe.evaluate.copies import check_cast, check_copy
 from quantrecipe.evaluate.proofs import Measured, prove_bound
 from quantrecipe.evaluate.records import ModuleError, Progress
+from quantrecipe.formats.proof import COMPILED_PAYS_FROM_BYTES
 from quantrecipe.loaders import Checkpoint, open_checkpoint
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.lock import Lock, LockedModule, LockedOther, WeightError
@@ -113,6 +114,7 @@ class _Against:
     progress: Progress
     problems: list[Problem] = field(default_factory=list)
     measured: list[ModuleError] = field(default_factory=list)
+    compiled: bool = False
 
     def run(self) -> None:
         known = {(module.part, module.name) for module in self.lock.modules}
@@ -124,6 +126,7 @@ class _Against:
             for name, info in contents.others.items():
                 if (part, name) not in others:
                     self._note("missing-tensor", _NOT_LOCKED, info)
+        self.compiled = self._to_prove() >= COMPILED_PAYS_FROM_BYTES
         # Blocks of one module go through one core's cache; cores take different modules.
         before = torch.get_num_threads()
         workers = os.cpu_count() or 1
@@ -139,6 +142,16 @@ class _Against:
             torch.set_num_threads(before)
         for other in self.lock.others:
             self._take_in(other, self._apart(other))
+
+    def _to_prove(self) -> int:
+        """Bytes of source weights of which every bound is to be proven."""
+        quantized = {(m.part, m.name) for m in self.lock.modules if m.disposition == "quantized"}
+        return sum(
+            stored.tensors["weight"].nbytes
+            for part, contents in self.source.parts.items()
+            for name, stored in contents.modules.items()
+            if (part, name) in quantized
+        )
 
     def _apart(self, locked: LockedModule | LockedOther) -> _Against:
         """One module or other tensor by itself, so that the order of work shows nowhere."""
@@ -192,7 +205,14 @@ class _Against:
             self._bias(source, output)
 
     def _quantized(self, locked: LockedModule, weight: AnyScaledWeight, info: TensorInfo) -> None:
-        found = prove_bound(self.source, self.output, locked.name, locked.part, self.block_bytes)
+        found = prove_bound(
+            self.source,
+            self.output,
+            locked.name,
+            locked.part,
+            self.block_bytes,
+            prefer_compiled=self.compiled,
+        )
         self.problems += found.problems
         self.measured.append(
             ModuleError(

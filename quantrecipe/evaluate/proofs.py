@@ -9,22 +9,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from quantrecipe.formats import (
-    Unrepresentable,
-    Workspace,
-    get_format,
-    row_errors,
-    sqnr_db,
-)
+from quantrecipe.formats import Unrepresentable, get_format, sqnr_db
 from quantrecipe.formats.base import WeightFormat
+from quantrecipe.formats.proof import Proven, TargetNonFinite, block_proof
 from quantrecipe.loaders import Checkpoint
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
-
-SLACK = 1 + 1e-6
-"""The bound follows from numbers that were computed in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +36,13 @@ class Measured:
 
 
 def prove_bound(
-    source: Checkpoint, output: Checkpoint, name: str, part: str, block_bytes: int
+    source: Checkpoint,
+    output: Checkpoint,
+    name: str,
+    part: str,
+    block_bytes: int,
+    *,
+    prefer_compiled: bool = False,
 ) -> Measured:
     """Stream a module's rows from both and hold ``abs(w - w_hat)`` to the bound of its format.
 
@@ -57,24 +55,26 @@ def prove_bound(
     Raises:
         InvalidInput: a number of the source or the output is not finite.
     """
-    module = output.module(name, part)
+    original, module = source.module(name, part), output.module(name, part)
     spec = module.weight
     assert isinstance(spec, ScaledWeight)
+    prove = block_proof(original.weight, spec, prefer_compiled=prefer_compiled)
     proof = _Proof(module, spec, get_format(spec))
     factors = None
     if "smoothing" in module.tensors:
         factors = output.tensor(module.tensors["smoothing"])
-    for start, stop in row_blocks(source.module(name, part), module, block_bytes):
-        weight = source.rows(name, part, start, stop)
-        if factors is not None:
-            weight = weight * factors
+    plain = isinstance(original.weight, PlainWeight)
+    for start, stop in row_blocks(original, module, block_bytes):
+        codes_in = source.codes(name, part, start, stop)
+        scales_in = None if plain else source.scales(name, part, start, stop)
         codes = output.codes(name, part, start, stop)
         scale = output.scales(name, part, start, stop)
-        with_place = source.module(name, part).tensors["weight"]
         try:
-            proof.block(weight, codes, scale, start)
+            proof.take_in(prove(codes_in, scales_in, factors, codes, scale), scale, start)
         except Unrepresentable as refused:
-            problem = replace(refused.at(with_place.name, start), file=str(with_place.file))
+            of = module if isinstance(refused, TargetNonFinite) else original
+            info = of.tensors["weight"]
+            problem = replace(refused.at(info.name, start), file=str(info.file))
             raise InvalidInput(problem) from None
     return proof.result()
 
@@ -101,7 +101,6 @@ class _Proof:
     module: StoredModule
     spec: ScaledWeight
     fmt: WeightFormat
-    workspace: Workspace = field(default_factory=Workspace)
     signal: Tensor = field(init=False)
     noise: Tensor = field(init=False)
     worst: float = 0.0
@@ -118,19 +117,25 @@ class _Proof:
         self.signal = torch.zeros(self.module.out_features, dtype=torch.float64)
         self.noise = torch.zeros_like(self.signal)
 
-    def block(self, weight: Tensor, codes: Tensor, scale: Tensor, start: int) -> None:
-        """Take in one block of rows, the first of which is row ``start``."""
-        amax = self.fmt.measure(weight, self.spec)
+    def take_in(self, found: Proven, scale: Tensor, start: int) -> None:
+        """Add one block of rows, the first of which is row ``start``."""
         if self.spec.granularity == "tensor":
-            self.amax = amax if self.amax is None else torch.maximum(self.amax, amax)
+            self.amax = found.amax if self.amax is None else torch.maximum(self.amax, found.amax)
             self.stored = scale
         else:
-            self._check_scales(amax, scale, start // self.fmt.row_multiple(self.spec))
-        self._check_bound(weight, codes, scale, start)
-        errors = row_errors(weight, codes, scale, self.spec, self.workspace)
-        self.signal[start : start + len(weight)] = errors.signal
-        self.noise[start : start + len(weight)] = errors.noise
-        self.worst = max(self.worst, errors.worst_in_scales)
+            self._check_scales(found.amax, scale, start // self.fmt.row_multiple(self.spec))
+        if found.first is not None and not self.broken:
+            row, column, error, bound = found.first
+            self.first_broken = (
+                f"at row {start + row}, column {column}: off by {error:.6g}, "
+                f"and the bound is {bound:.6g}"
+            )
+        self.broken += found.broken
+        self.of_bound = max(self.of_bound, found.of_bound)
+        rows = slice(start, start + len(found.errors.signal))
+        self.signal[rows] = found.errors.signal
+        self.noise[rows] = found.errors.noise
+        self.worst = max(self.worst, found.errors.worst_in_scales)
 
     def result(self) -> Measured:
         """What all blocks together say."""
@@ -142,22 +147,6 @@ class _Proof:
             self.worst,
             self.of_bound,
         )
-
-    def _check_bound(self, weight: Tensor, codes: Tensor, scale: Tensor, start: int) -> None:
-        decoded = self.fmt.decode(codes, scale, self.spec)
-        error = decoded.double().sub_(weight).abs_()
-        bound = self.fmt.bound(weight, codes, scale, self.spec).mul_(SLACK)
-        within = error <= bound
-        if not bool(within.all()):
-            row, column = (int(index) for index in (~within).nonzero()[0])
-            if not self.broken:
-                self.first_broken = (
-                    f"at row {start + row}, column {column}: off by "
-                    f"{float(error[row, column]):.6g}, and the bound is "
-                    f"{float(bound[row, column]):.6g}"
-                )
-            self.broken += int((~within).sum())
-        self.of_bound = max(self.of_bound, float(error.div_(bound).amax()))
 
     def _check_scales(self, amax: Tensor, scale: Tensor, first: int) -> None:
         wanted = self.fmt.scales(amax, self.spec)

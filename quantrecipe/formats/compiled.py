@@ -464,6 +464,136 @@ def transform(
 
 
 @_inlined
+def _hold_int8(w: _Floats, decoded: _Floats, scale: Any, slack: Any) -> Any:
+    """The bits of the largest error, in float64, divided by ``Int8Format.bound``."""
+    step = np.float64(scale)
+    half, clip, rounding = step * 0.5, 127.0 * step, 127.0 * 2.0**-23 * step
+    largest = np.int64(0)
+    for j in range(len(w)):
+        magnitude = abs(np.float64(w[j]))
+        bound = (max(magnitude - clip, half) + rounding) * slack
+        error = abs(np.float64(decoded[j]) - np.float64(w[j]))
+        largest = max(largest, np.float64(error / bound).view(np.int64))
+    return largest
+
+
+@_inlined
+def _hold_float8(w: _Floats, decoded: _Floats, scale: Any, slack: Any, grid: Any) -> Any:
+    """The same with ``Float8Format.bound``, whose constants ``grid`` holds."""
+    divisor, least, most, top = grid
+    step = np.float64(scale)
+    low, high, clip, rounding = step * least, step * most, top * step, 2.0**-24 * step
+    largest = np.int64(0)
+    for j in range(len(w)):
+        magnitude = abs(np.float64(w[j]))
+        inside = min(max(magnitude / divisor, low), high)
+        bound = max(inside, magnitude - clip) + 2.0**-22 * magnitude + rounding
+        error = abs(np.float64(decoded[j]) - np.float64(w[j]))
+        largest = max(largest, np.float64(error / (bound * slack)).view(np.int64))
+    return largest
+
+
+@_inlined
+def _hold_group(kind: int, w: _Floats, decoded: _Floats, scale: Any, slack: Any) -> Any:
+    if kind == INT8:
+        return _hold_int8(w, decoded, scale, slack)
+    if kind == FLOAT8_E4M3FN:
+        return _hold_float8(w, decoded, scale, slack, (17.0, 2.0**-10, 16.0, 448.0))
+    return _hold_float8(w, decoded, scale, slack, (9.0, 2.0**-17, 4096.0, 57344.0))
+
+
+@_inlined
+def _subtract(w: _Floats, decoded: _Floats) -> None:
+    for j in range(len(w)):
+        decoded[j] = decoded[j] - w[j]
+
+
+@_inlined
+def _prove_row(
+    kind: int, w: _Floats, codes: _Bytes, scales: _Floats, width: int, slack: Any, scratch: Any
+) -> Any:
+    """A row's largest error by its bound, as bits, and the largest in scales; its sums in lanes."""
+    decoded, lanes = scratch
+    held, worst, fine = np.int64(0), np.float32(0), True
+    for start in range(0, len(w), _CHUNK):
+        stop = min(start + _CHUNK, len(w))
+        values = decoded[: stop - start]
+        fine &= _decode_chunk(kind, codes, scales, width, start, stop, values)
+        left = start
+        while left < stop:
+            group = left // width
+            right = min((group + 1) * width, stop)
+            numbers, off, scale = w[left:right], values[left - start : right - start], scales[group]
+            held = max(held, _hold_group(kind, numbers, off, scale, slack))
+            _subtract(numbers, off)
+            worst = max(worst, _number(_absmax(off)) / scale)
+            left = right
+        _accumulate(w[start:stop], lanes[0])
+        _accumulate(values, lanes[1])
+    return held, worst, fine
+
+
+@_cached()
+def prove(
+    kind_in: int,
+    codes_in: _Bytes,
+    scales_in: _Floats,
+    height_in: int,
+    width_in: int,
+    factors: _Floats,
+    kind_out: int,
+    codes_out: _Bytes,
+    scales_out: _Floats,
+    height: int,
+    width: int,
+    slack: float,
+    amax: _Floats,
+    signal: _Doubles,
+    noise: _Doubles,
+) -> tuple[np.float64, np.float32]:
+    """One row block held to its source.
+
+    Args:
+        kind_in: of ``KINDS``; this and what follows as in ``transform``.
+        codes_in: ``[rows, in * itemsize]``.
+        scales_in: the grid of the source's scales.
+        height_in: rows that share one.
+        width_in: columns that share one.
+        factors: ``[in]``, or empty.
+        kind_out: of ``KINDS``, one of the 8-bit ones.
+        codes_out: ``[rows, in]``, what is held to the source.
+        scales_out: the grid of its scales, which are positive.
+        height: rows that share one.
+        width: columns that share one.
+        slack: bounds are multiplied by it.
+        amax: receives the absolute maxima of the source in the target's groups.
+        signal: ``[rows]``, as in ``RowErrors``.
+        noise: ``[rows]``, as in ``RowErrors``.
+
+    Returns:
+        The largest error divided by its bound, or ``REFUSED``; and the largest in scales.
+    """
+    rows, columns = codes_out.shape
+    w, lanes = np.empty(columns, np.float32), np.zeros((2, _LANES))
+    scratch = np.empty(_CHUNK, np.float32), lanes
+    maxima = np.empty(amax.shape[1], np.int32)
+    held, worst = np.int64(0), np.float32(0)
+    for i in range(rows):
+        if i % height == 0:
+            maxima[:] = 0
+        scales, grid = scales_in[i // height_in], scales_out[i // height]
+        fine = _decode_row(kind_in, codes_in[i], scales, width_in, factors, w, maxima, width)
+        found = _prove_row(kind_out, w, codes_out[i], grid, width, slack, scratch)
+        if not (fine and found[2]):
+            return np.float64(REFUSED), np.float32(REFUSED)
+        held, worst = max(held, found[0]), max(worst, found[1])
+        signal[i], noise[i] = _folded(lanes[0], columns), _folded(lanes[1], columns)
+        for group in range(len(maxima)):
+            amax[i // height, group] = _number(maxima[group])
+    return np.int64(held).view(np.float64), worst
+
+
+@_inlined
 def _raise_each(w: _Floats, largest: NDArray[np.int32]) -> None:
     for j in range(len(w)):
         bits = _magnitude(w[j])

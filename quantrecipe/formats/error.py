@@ -64,11 +64,17 @@ def row_errors(
     error = (workspace or Workspace()).like(weight)
     fmt.decode(codes, scale, spec, out=error, checked=checked)
     error.sub_(weight)
-    worst = float(absmax(error, spec.group_shape(*weight.shape)).div_(scale).amax())
-    if not math.isfinite(worst):
+    found = errors_of(error, weight, scale, spec)
+    if not math.isfinite(found.worst_in_scales):
         # Codes are rounded: with a large scale, to more than float32 holds.
         refuse_non_finite(fmt.decode(codes, scale, spec, checked=False))
-    return RowErrors(sums_of_squares(weight), sums_of_squares(error), worst)
+    return found
+
+
+def errors_of(error: Tensor, weight: Tensor, scale: Tensor, spec: ScaledWeight) -> RowErrors:
+    """``row_errors`` from ``error``, which is ``float32(w_hat - w)``."""
+    worst = absmax(error, spec.group_shape(*weight.shape)).div_(scale).amax()
+    return RowErrors(sums_of_squares(weight), sums_of_squares(error), float(worst))
 
 
 def sums_of_squares(block: Tensor) -> Tensor:

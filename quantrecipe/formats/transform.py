@@ -9,22 +9,18 @@ tensor of another device. Sums of errors have one order too (``error.sums_of_squ
 
 from __future__ import annotations
 
-import threading
-from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from quantrecipe.formats import get_format, to_float32
-from quantrecipe.formats.base import Workspace
-from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats import get_format
 from quantrecipe.formats.error import RowErrors, row_errors
+from quantrecipe.formats.kernels import BlockSource, Scratch, decode_block, load_kernels, takes
 from quantrecipe.formats.scaled import SCALE_DTYPES
-from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, PlainWeight, ScaledWeight
+from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight
 
 COMPILED_PAYS_FROM_BYTES: Final = 1_000_000_000
 """Bytes of source weights from which the compiled path is worth starting.
@@ -91,27 +87,10 @@ def block_transform(
     The compiled one, if it is preferred, can be imported, and covers both formats.
     """
     plain = PlainTransform(source, target)
-    kernels = _kernels() if prefer_compiled else None
+    kernels = load_kernels() if prefer_compiled else None
     if kernels is None or not {source.format, target.format} <= set(kernels.KINDS):
         return plain
     return CompiledTransform(plain, kernels)
-
-
-def _kernels() -> ModuleType | None:
-    if find_spec("numba") is None:
-        return None
-    try:
-        from quantrecipe.formats import compiled
-    except (ImportError, OSError):
-        # There, but not for this Python, this NumPy or this processor.
-        return None
-    return compiled
-
-
-class _Scratch(threading.local):
-    def __init__(self) -> None:
-        self.values = Workspace()
-        self.steps = Workspace()
 
 
 class PlainTransform:
@@ -126,7 +105,7 @@ class PlainTransform:
         self.source = source
         self.target = target
         self._format = get_format(target)
-        self._scratch = _Scratch()
+        self._scratch = Scratch()
 
     def __call__(
         self,
@@ -155,14 +134,7 @@ class PlainTransform:
         torch.maximum(out, weight.amin(0).neg_(), out=out)
 
     def _decode(self, codes: Tensor, scales: Tensor | None, factors: Tensor | None) -> Tensor:
-        weight = self._scratch.values.like(codes)
-        if isinstance(self.source, PlainWeight):
-            to_float32(codes, out=weight)
-        else:
-            if scales is None:
-                raise ValueError("codes without a scale are no numbers")
-            get_format(self.source).decode(codes, scales, self.source, out=weight)
-        return weight if factors is None else weight.mul_(factors)
+        return decode_block(self.source, codes, scales, factors, self._scratch.values)
 
 
 class CompiledTransform:
@@ -180,7 +152,7 @@ class CompiledTransform:
         self._given = plain.target.granularity == "tensor"
         self._code_dtype = get_format(plain.target).code_dtype
         self._scale_dtype = SCALE_DTYPES[plain.target.scale_dtype]
-        self._source = _Source(plain.source, kernels.KINDS[plain.source.format])
+        self._source = BlockSource(plain.source, kernels.KINDS[plain.source.format])
 
     def __call__(
         self,
@@ -237,7 +209,7 @@ class CompiledTransform:
 
     def column_absmax(self, codes_in: Tensor, scales_in: Tensor | None, out: Tensor) -> None:
         block = self._source.arguments(codes_in, scales_in, None)
-        if block is not None and _takes(out, torch.float32, (codes_in.shape[1],)):
+        if block is not None and takes(out, torch.float32, (codes_in.shape[1],)):
             kind, codes, scales, height, width, _ = block
             maxima = out.clone()
             if self._kernels.column_absmax(kind, codes, scales, height, width, maxima.numpy()):
@@ -248,54 +220,11 @@ class CompiledTransform:
     def _scales(self, codes_in: Tensor, codes_out: Tensor, scales_out: Tensor) -> Tensor | None:
         """float32 of the grid's shape, those that are given, or ``None``: for the plain path."""
         grid = self._target.scale_grid(*codes_in.shape)
-        if not _takes(codes_out, self._code_dtype, tuple(codes_in.shape)):
+        if not takes(codes_out, self._code_dtype, tuple(codes_in.shape)):
             return None
-        if not _takes(scales_out, self._scale_dtype, grid):
+        if not takes(scales_out, self._scale_dtype, grid):
             return None
         if not self._given:
             return torch.empty(grid)
         scale = float(scales_out)
         return scales_out.float() if 0 < scale < float("inf") else None
-
-
-class _Source:
-    """What the kernels are told of a block's source."""
-
-    def __init__(self, weight: AnyWeight, kind: int) -> None:
-        self._weight = weight
-        self._kind = kind
-        self._dtype = TORCH_DTYPES[weight.format]
-
-    def arguments(
-        self, codes: Tensor, scales: Tensor | None, factors: Tensor | None
-    ) -> tuple[Any, ...] | None:
-        """The kernels' first arguments; ``None`` for a block that the plain path shall look at."""
-        shape = tuple(codes.shape)
-        if len(shape) != 2 or not codes.numel() or not _takes(codes, self._dtype, shape):
-            return None
-        if factors is not None and not _takes(factors, torch.float32, shape[1:]):
-            return None
-        smoothing: NDArray[np.float32] = _NONE if factors is None else factors.numpy()
-        stored = codes.view(torch.uint8).numpy()
-        weight = self._weight
-        if not isinstance(weight, ScaledWeight):
-            return self._kind, stored, _ONE, *shape, smoothing
-        dtype = scales.dtype if scales is not None else torch.float32
-        if scales is None or not _takes(scales, dtype, weight.scale_grid(*shape)):
-            return None
-        group = weight.group_shape(*shape)
-        return self._kind, stored, scales.float().numpy(), *group, smoothing
-
-
-_NONE: Final = np.empty(0, np.float32)
-_ONE: Final = np.ones((1, 1), np.float32)
-
-
-def _takes(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
-    """Whether the kernels, which check nothing, may be given the memory of ``tensor``."""
-    return (
-        tensor.dtype == dtype
-        and tuple(tensor.shape) == shape
-        and tensor.device.type == "cpu"
-        and tensor.is_contiguous()
-    )

@@ -1,0 +1,103 @@
+"""What ``transform`` and ``proof`` share: blocks as they are stored, and the compiled loops."""
+
+from __future__ import annotations
+
+import threading
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantrecipe.formats import get_format, to_float32
+from quantrecipe.formats.base import Workspace
+from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.schema.schemes import AnyWeight, PlainWeight, ScaledWeight
+
+
+def load_kernels() -> ModuleType | None:
+    """``quantrecipe.formats.compiled``, if it can be had here."""
+    if find_spec("numba") is None:
+        return None
+    try:
+        from quantrecipe.formats import compiled
+    except (ImportError, OSError):
+        # There, but not for this Python, this NumPy or this processor.
+        return None
+    return compiled
+
+
+class Scratch(threading.local):
+    """Memory for steps in torch, one a thread."""
+
+    def __init__(self) -> None:
+        self.values = Workspace()
+        self.steps = Workspace()
+
+
+def decode_block(
+    source: AnyWeight,
+    codes: Tensor,
+    scales: Tensor | None,
+    factors: Tensor | None,
+    workspace: Workspace,
+) -> Tensor:
+    """A stored block as float32 times the smoothing factors, in the memory of ``workspace``.
+
+    Raises:
+        Unrepresentable: a number is not finite, or beyond float32.
+    """
+    weight = workspace.like(codes)
+    if isinstance(source, PlainWeight):
+        to_float32(codes, out=weight)
+    else:
+        if scales is None:
+            raise ValueError("codes without a scale are no numbers")
+        get_format(source).decode(codes, scales, source, out=weight)
+    return weight if factors is None else weight.mul_(factors)
+
+
+class BlockSource:
+    """What the kernels are told of a block's source."""
+
+    def __init__(self, weight: AnyWeight, kind: int) -> None:
+        self._weight = weight
+        self._kind = kind
+        self._dtype = TORCH_DTYPES[weight.format]
+
+    def arguments(
+        self, codes: Tensor, scales: Tensor | None, factors: Tensor | None
+    ) -> tuple[Any, ...] | None:
+        """The kernels' first arguments; ``None`` for a block that the plain path shall look at."""
+        shape = tuple(codes.shape)
+        if len(shape) != 2 or not codes.numel() or not takes(codes, self._dtype, shape):
+            return None
+        if factors is not None and not takes(factors, torch.float32, shape[1:]):
+            return None
+        smoothing: NDArray[np.float32] = _NONE if factors is None else factors.numpy()
+        stored = codes.view(torch.uint8).numpy()
+        weight = self._weight
+        if not isinstance(weight, ScaledWeight):
+            return self._kind, stored, _ONE, *shape, smoothing
+        dtype = scales.dtype if scales is not None else torch.float32
+        if scales is None or not takes(scales, dtype, weight.scale_grid(*shape)):
+            return None
+        group = weight.group_shape(*shape)
+        return self._kind, stored, scales.float().numpy(), *group, smoothing
+
+
+_NONE: Final = np.empty(0, np.float32)
+_ONE: Final = np.ones((1, 1), np.float32)
+
+
+def takes(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """Whether the kernels, which check nothing, may be given the memory of ``tensor``."""
+    return (
+        tensor.dtype == dtype
+        and tuple(tensor.shape) == shape
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+    )

@@ -1,0 +1,203 @@
+"""A stored row block held to its source: scales' maxima, errors and bounds, in one operation.
+
+As in ``transform`` there are two implementations with the same results, bit for bit. The plain one
+takes the steps of ``WeightFormat`` in torch. The compiled one takes one pass over each row on the
+CPU, and hands over to the plain one whatever must be told in detail: a number that is refused, a
+bound that is broken.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantrecipe.formats import NonFinite, get_format
+from quantrecipe.formats.error import RowErrors, errors_of
+from quantrecipe.formats.kernels import BlockSource, Scratch, decode_block, load_kernels, takes
+from quantrecipe.formats.refusals import extremes
+from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight
+
+COMPILED_PAYS_FROM_BYTES: Final = 200_000_000
+"""Bytes of source weights from which the compiled proof is worth starting: seconds of the plain."""
+
+SLACK: Final = 1 + 1e-6
+"""The bound follows from numbers that were computed in float32."""
+
+
+class Broken(NamedTuple):
+    """An element beyond its bound: where it is in the block, how far it is off, and the bound."""
+
+    row: int
+    column: int
+    error: float
+    bound: float
+
+
+class Proven(NamedTuple):
+    """What holding a block to its source found.
+
+    Attributes:
+        amax: the source's absolute maximum in each scaling group of the target, a float32 grid.
+        errors: as ``row_errors`` measures them.
+        of_bound: the largest ``abs(w_hat - w)`` divided by its bound, slack included, in float64.
+        broken: how many elements are beyond theirs.
+        first: the first of them in row-major order.
+    """
+
+    amax: Tensor
+    errors: RowErrors
+    of_bound: float
+    broken: int
+    first: Broken | None
+
+
+class TargetNonFinite(NonFinite):
+    """A NaN or an infinity in what is held to the source, not in the source."""
+
+
+class BlockProof(Protocol):
+    """Row blocks of one weight, source and target, cut as for ``BlockTransform``.
+
+    Threads may share it.
+    """
+
+    def __call__(
+        self,
+        codes_in: Tensor,
+        scales_in: Tensor | None,
+        factors: Tensor | None,
+        codes: Tensor,
+        scales: Tensor,
+    ) -> Proven:
+        """Hold the target's codes and scales, as stored, to the source's block.
+
+        Args:
+            codes_in: the source's codes or plain numbers.
+            scales_in: the source's scales; ``None`` for a plain dtype.
+            factors: what the source's columns were multiplied by, ``[in]``, or ``None``.
+            codes: the target's codes.
+            scales: the target's scales.
+
+        Raises:
+            Unrepresentable: a number of the source is none; carries its row and column.
+            TargetNonFinite: the same of the target.
+        """
+
+
+def block_proof(
+    source: AnyWeight, target: AnyScaledWeight, *, prefer_compiled: bool = True
+) -> BlockProof:
+    """The proof of a target format against a source format, chosen as ``block_transform`` is."""
+    plain = PlainProof(source, target)
+    kernels = load_kernels() if prefer_compiled else None
+    if kernels is None or not {source.format, target.format} <= set(kernels.KINDS):
+        return plain
+    return CompiledProof(plain, kernels)
+
+
+class PlainProof:
+    """``BlockProof`` in torch, step by step.
+
+    Args:
+        source: how the source is stored.
+        target: how the target is stored.
+    """
+
+    def __init__(self, source: AnyWeight, target: AnyScaledWeight) -> None:
+        self.source = source
+        self.target = target
+        self._format = get_format(target)
+        self._scratch = Scratch()
+
+    def __call__(
+        self,
+        codes_in: Tensor,
+        scales_in: Tensor | None,
+        factors: Tensor | None,
+        codes: Tensor,
+        scales: Tensor,
+    ) -> Proven:
+        fmt, target, scratch = self._format, self.target, self._scratch
+        weight = decode_block(self.source, codes_in, scales_in, factors, scratch.values)
+        amax = fmt.measure(weight, target)
+        decoded = scratch.steps.like(weight)
+        try:
+            fmt.decode(codes, scales, target, out=decoded)
+        except NonFinite as refused:
+            raise TargetNonFinite(refused.what, refused.index) from None
+        error = decoded.double().sub_(weight).abs_()
+        bound = fmt.bound(weight, codes, scales, target).mul_(SLACK)
+        errors = errors_of(decoded.sub_(weight), weight, scales, target)
+        return Proven(amax, errors, *_compared(error, bound))
+
+
+def _compared(error: Tensor, bound: Tensor) -> tuple[float, int, Broken | None]:
+    beyond = ~(error <= bound)
+    # No error is none of any bound, of that of a scale of 0 too.
+    ratio = (error / bound).masked_fill_(error == 0, 0)
+    of_bound, broken = torch.stack((ratio.amax(), beyond.sum().double())).tolist()
+    if not broken:
+        return of_bound, 0, None
+    row, column = (int(index) for index in beyond.nonzero()[0])
+    first = Broken(row, column, float(error[row, column]), float(bound[row, column]))
+    return of_bound, int(broken), first
+
+
+class CompiledProof:
+    """``BlockProof`` in compiled loops, for tensors in the CPU's memory.
+
+    Args:
+        plain: the same proof, for what this one does not take.
+        kernels: ``quantrecipe.formats.compiled``.
+    """
+
+    def __init__(self, plain: PlainProof, kernels: ModuleType) -> None:
+        self._plain = plain
+        self._kernels = kernels
+        self._target = plain.target
+        self._format = get_format(plain.target)
+        self._source = BlockSource(plain.source, kernels.KINDS[plain.source.format])
+
+    def __call__(
+        self,
+        codes_in: Tensor,
+        scales_in: Tensor | None,
+        factors: Tensor | None,
+        codes: Tensor,
+        scales: Tensor,
+    ) -> Proven:
+        block = self._source.arguments(codes_in, scales_in, factors)
+        if block is not None and self._takes(codes_in, codes, scales):
+            rows, columns = codes_in.shape
+            signal, noise = np.empty(rows), np.empty(rows)
+            amax = torch.empty(scales.shape)
+            of_bound, worst = self._kernels.prove(
+                *block,
+                self._kernels.KINDS[self._target.format],
+                codes.view(torch.uint8).numpy(),
+                scales.float().numpy(),
+                *self._target.group_shape(rows, columns),
+                SLACK,
+                amax.numpy(),
+                signal,
+                noise,
+            )
+            if 0 <= of_bound <= 1:
+                sums = torch.from_numpy(signal), torch.from_numpy(noise)
+                return Proven(amax, RowErrors(*sums, float(worst)), float(of_bound), 0, None)
+        return self._plain(codes_in, scales_in, factors, codes, scales)
+
+    def _takes(self, codes_in: Tensor, codes: Tensor, scales: Tensor) -> bool:
+        """Whether the target is what the kernel expects, and none of its numbers can overflow."""
+        grid = self._target.scale_grid(*codes_in.shape)
+        if not takes(codes, self._format.code_dtype, tuple(codes_in.shape)):
+            return False
+        if not takes(scales, scales.dtype, grid):
+            return False
+        low, high = extremes(scales.float() * (self._format.largest_code + 1))
+        return 0 < low <= high < math.inf
