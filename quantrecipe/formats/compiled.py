@@ -256,15 +256,17 @@ def _stored_scale(amax: Any, largest_code: Any, dtype: int) -> Any:
 @_inlined
 def _encode_int8(w: _Floats, scale: Any, codes: _Bytes) -> np.int32:
     """Codes, and their errors in place of ``w``; returns the bits of the largest error."""
-    # Added to this, a number in [-127, 127] is rounded to an integer, ties to even, and its low
-    # byte is that integer's two's complement.
+    # Added to this, a number in [-127, 127] is rounded to an integer, ties to even, which is what
+    # its bits go up by.
     shifter = np.float32(1.5 * 2.0**23)
-    top = np.float32(127)
+    top, zero = np.float32(127), _bits(np.float32(1.5 * 2.0**23))
     largest = np.int32(0)
     for j in range(len(w)):
         ratio = w[j] / scale
         shifted = min(max(ratio, -top), top) + shifter
-        codes[j] = np.uint8(_bits(shifted) & np.int32(0xFF))
+        # Clamped in vain: the processor packs bytes with saturation, and with nothing else as fast.
+        code = np.int32(_bits(shifted) - zero)
+        codes[j] = np.uint8(np.int32(min(max(code, np.int32(-128)), np.int32(127))))
         w[j] = (shifted - shifter) * scale - w[j]
         largest = max(largest, _magnitude(w[j]))
     return largest
@@ -292,7 +294,9 @@ def _encode_float8(
         shifted = _number(magnitude) + _number(step)
         below = np.int32(np.int32(power - normal) >> shift)
         code = np.int32(np.int32(_bits(shifted) - step) + below)
-        codes[j] = np.uint8(code | np.int32((sign >> np.int32(24)) & np.int32(0x80)))
+        code = np.int32(code | np.int32((sign >> np.int32(24)) & np.int32(0x80)))
+        # In vain, as above.
+        codes[j] = np.uint8(np.int32(min(max(code, np.int32(0)), np.int32(255))))
         w[j] = _number(_bits(shifted - _number(step)) | sign) * scale - w[j]
         largest = max(largest, _magnitude(w[j]))
     return largest
