@@ -89,48 +89,60 @@ def _number(bits: Any) -> Any:
 
 
 @_inlined
-def _decode_16(bfloat16: bool, stored: NDArray[np.uint16], w: _Floats) -> bool:
-    """bfloat16 is float32's upper half; float16 moved to float32's places is 2^-112 of itself."""
+def _decode_16(bfloat16: bool, stored: NDArray[np.uint16], w: _Floats) -> Any:
+    """bfloat16 is float32's upper half; float16 moved to float32's places is 2^-112 of itself.
+
+    Returns, as all decoders do, whether all are numbers, and the bits of the largest magnitude:
+    found along the way where that is no slower than ``_absmax``.
+    """
+    largest = np.int32(0)
     if bfloat16:
         for j in range(len(w)):
             w[j] = _number(np.int32(stored[j]) << np.int32(16))
-        return True
-    largest = np.uint16(0)
+            largest = max(largest, _magnitude(w[j]))
+        return True, largest
     up = np.float32(2.0**112)
     for j in range(len(w)):
-        magnitude = np.uint16(stored[j] & np.uint16(0x7FFF))
-        if magnitude > largest:
-            largest = magnitude
+        magnitude = np.int32(stored[j] & np.uint16(0x7FFF))
+        largest = max(largest, magnitude)
         sign = np.int32(stored[j] & np.uint16(0x8000)) << np.int32(16)
-        w[j] = _number((np.int32(magnitude) << np.int32(13)) | sign) * up
-    return bool(largest < np.uint16(0x7C00))
+        w[j] = _number((magnitude << np.int32(13)) | sign) * up
+    return largest < np.int32(0x7C00), _bits(_number(largest << np.int32(13)) * up)
 
 
 @_inlined
-def _decode_32(stored: NDArray[np.uint32], w: _Floats) -> bool:
+def _decode_32(stored: NDArray[np.uint32], w: _Floats) -> Any:
+    largest = np.int32(0)
     for j in range(len(w)):
         w[j] = _number(stored[j])
-    return True
+        largest = max(largest, _magnitude(w[j]))
+    return True, largest
 
 
 @_inlined
-def _decode_int8(stored: _Bytes, scale: Any, w: _Floats) -> bool:
+def _decode_int8(stored: _Bytes, scale: Any, w: _Floats) -> Any:
     for j in range(len(w)):
         w[j] = np.float32(np.int8(stored[j])) * scale
-    return True
+    return True, _absmax(w)
 
 
 @_inlined
-def _e4m3fn(code: Any) -> Any:
+def _decode_e4m3fn(stored: _Bytes, scale: Any, w: _Floats) -> Any:
     """Exponent and mantissa in float32's places, times what the biases differ by: exact."""
-    bits = np.int32((np.int32(np.int8(code)) << np.int32(20)) & np.int32(-0x78100000))
-    return _number(bits) * np.float32(2.0**120)
+    up = np.float32(2.0**120)
+    for j in range(len(w)):
+        bits = np.int32((np.int32(np.int8(stored[j])) << np.int32(20)) & np.int32(-0x78100000))
+        w[j] = (_number(bits) * up) * scale
+    return _all_below(stored, np.uint8(0x7F)), _absmax(w)
 
 
 @_inlined
-def _e5m2(code: Any) -> Any:
-    bits = np.int32((np.int32(np.int8(code)) << np.int32(21)) & np.int32(-0x70200000))
-    return _number(bits) * np.float32(2.0**112)
+def _decode_e5m2(stored: _Bytes, scale: Any, w: _Floats) -> Any:
+    up = np.float32(2.0**112)
+    for j in range(len(w)):
+        bits = np.int32((np.int32(np.int8(stored[j])) << np.int32(21)) & np.int32(-0x70200000))
+        w[j] = (_number(bits) * up) * scale
+    return _all_below(stored, np.uint8(0x7C)), _absmax(w)
 
 
 @_inlined
@@ -145,41 +157,32 @@ def _all_below(stored: _Bytes, limit: Any) -> bool:
 
 
 @_inlined
-def _decode_e4m3fn(stored: _Bytes, scale: Any, w: _Floats) -> bool:
-    for j in range(len(w)):
-        w[j] = _e4m3fn(stored[j]) * scale
-    return bool(_all_below(stored, np.uint8(0x7F)))
-
-
-@_inlined
-def _decode_e5m2(stored: _Bytes, scale: Any, w: _Floats) -> bool:
-    for j in range(len(w)):
-        w[j] = _e5m2(stored[j]) * scale
-    return bool(_all_below(stored, np.uint8(0x7C)))
+def _decode_group(kind: int, stored: _Bytes, scale: Any, w: _Floats) -> Any:
+    if kind == INT8:
+        return _decode_int8(stored, scale, w)
+    if kind == FLOAT8_E4M3FN:
+        return _decode_e4m3fn(stored, scale, w)
+    return _decode_e5m2(stored, scale, w)
 
 
 @_inlined
 def _decode_chunk(
     kind: int, stored: _Bytes, scales: _Floats, width: int, start: int, stop: int, w: _Floats
-) -> bool:
-    """Columns ``start`` to ``stop`` of a stored row in ``w``; false if a code is no number."""
+) -> Any:
+    """Columns ``start`` to ``stop`` of a stored row in ``w``."""
     if kind in (BFLOAT16, FLOAT16):
-        return bool(_decode_16(kind == BFLOAT16, stored[2 * start : 2 * stop].view(np.uint16), w))
+        return _decode_16(kind == BFLOAT16, stored[2 * start : 2 * stop].view(np.uint16), w)
     if kind == FLOAT32:
-        return bool(_decode_32(stored[4 * start : 4 * stop].view(np.uint32), w))
-    fine, left = True, start
+        return _decode_32(stored[4 * start : 4 * stop].view(np.uint32), w)
+    fine, largest, left = True, np.int32(0), start
     while left < stop:
         group = left // width
         right = min((group + 1) * width, stop)
-        codes, numbers, scale = stored[left:right], w[left - start : right - start], scales[group]
-        if kind == INT8:
-            _decode_int8(codes, scale, numbers)
-        elif kind == FLOAT8_E4M3FN:
-            fine &= _decode_e4m3fn(codes, scale, numbers)
-        else:
-            fine &= _decode_e5m2(codes, scale, numbers)
+        numbers = w[left - start : right - start]
+        found = _decode_group(kind, stored[left:right], scales[group], numbers)
+        fine, largest = fine and found[0], max(largest, found[1])
         left = right
-    return fine
+    return fine, largest
 
 
 @_inlined
@@ -194,14 +197,19 @@ def _decode_row(
     width_out: int,
 ) -> bool:
     """A stored row as float32 in ``w``; raises its groups' maxima; false if one is no number."""
-    fine, largest = True, np.int32(0)
+    fine, largest, smoothed = True, np.int32(0), len(factors) == len(w)
     for start in range(0, len(w), _CHUNK):
         stop = min(start + _CHUNK, len(w))
-        numbers = w[start:stop]
-        fine &= _decode_chunk(kind, stored, scales, width, start, stop, numbers)
-        if len(factors) == len(w):
+        numbers, group = w[start:stop], start // width_out
+        found = _decode_chunk(kind, stored, scales, width, start, stop, numbers)
+        fine, bits = fine and found[0], found[1]
+        if smoothed:
             _multiply(numbers, factors[start:stop])
-        largest = max(largest, _raise_maxima(numbers, start, maxima, width_out))
+        if smoothed or (stop - 1) // width_out != group:
+            bits = _raise_maxima(numbers, start, maxima, width_out)
+        else:
+            maxima[group] = max(maxima[group], bits)
+        largest = max(largest, bits)
     return bool(fine and largest < _INFINITY)
 
 
@@ -522,7 +530,7 @@ def _prove_row(
     for start in range(0, len(w), _CHUNK):
         stop = min(start + _CHUNK, len(w))
         values = decoded[: stop - start]
-        fine &= _decode_chunk(kind, codes, scales, width, start, stop, values)
+        fine &= _decode_chunk(kind, codes, scales, width, start, stop, values)[0]
         left = start
         while left < stop:
             group = left // width
@@ -616,7 +624,8 @@ def column_absmax(
         grid = scales[i // height]
         for start in range(0, columns, _CHUNK):
             stop = min(start + _CHUNK, columns)
-            if not _decode_chunk(kind, codes[i], grid, width, start, stop, w[: stop - start]):
+            numbers = w[: stop - start]
+            if not _decode_chunk(kind, codes[i], grid, width, start, stop, numbers)[0]:
                 return False
-            _raise_each(w[: stop - start], largest[start:stop])
+            _raise_each(numbers, largest[start:stop])
     return True
