@@ -1,4 +1,4 @@
-"""Single-bit flips in a converted checkpoint, its lock, its index and its recipe.
+"""Single-bit flips in everything that a conversion writes: weights, lock, index, small files.
 
     python benchmarks/bit_flips.py --count 1000
 
@@ -75,6 +75,10 @@ def build(work: Path) -> Checkpoint:
             tensors[f"blocks.{block}.up.bias"] = torch.randn(24).bfloat16()
             tensors[f"blocks.{block}.down.weight"] = torch.randn(16, 8)
         save_file(tensors, source / f"{part}.safetensors", {"format": "pt", "about": part})
+    config = {"layers": 3, "hidden_size": 16, "names": ["one", "two"], "torch_dtype": "bfloat16"}
+    (source / "config.json").write_text(json.dumps(config, indent=2))
+    vocabulary = {f"token-{number}": number for number in range(40)}
+    (source / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
     convert(parse_recipe(json.dumps(RECIPE), "recipe"), source, out)
     return Checkpoint(source, out)
 

@@ -2,7 +2,7 @@
 
 from quantrecipe.checkpoint.destination import check_destination
 from quantrecipe.checkpoint.errors import OutputExists, SourceError
-from quantrecipe.checkpoint.hashing import digests, file_sha256
+from quantrecipe.checkpoint.hashing import digests, file_sha256, xxh3_128
 from quantrecipe.checkpoint.header import read_header
 from quantrecipe.checkpoint.reading import SourceReader
 from quantrecipe.checkpoint.source import open_parts
@@ -21,4 +21,5 @@ __all__ = [
     "file_sha256",
     "open_parts",
     "read_header",
+    "xxh3_128",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from quantrecipe import __version__
 from quantrecipe.converter.protocol import Converter, ModuleResult
+from quantrecipe.schema.canonical import lock_digest
 from quantrecipe.schema.lock import (
     Lock,
     LockedModule,
@@ -31,10 +33,20 @@ def make_lock(
     results: tuple[ModuleResult, ...],
     digests: Digests,
     outputs: tuple[OutputFile, ...],
+    sidecars: Mapping[str, bytes],
 ) -> Lock:
-    """The lock of a plan that was carried out; a pure function of what it is given."""
+    """The lock of a plan that was carried out; a pure function of what it is given.
+
+    Args:
+        plan: what was to be done.
+        converter: who did it.
+        results: the modules, measured.
+        digests: of every tensor, by its file and name.
+        outputs: the safetensors files.
+        sidecars: every other file that is written, by path, but for the lock.
+    """
     errors = {(result.part, result.name): result.error for result in results}
-    return Lock(
+    unsigned = Lock(
         kind="lock",
         version=1,
         recipe=plan.recipe,
@@ -64,7 +76,13 @@ def make_lock(
             )
             for other in plan.others
         ),
+        sidecars=tuple(
+            OutputFile(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for path, content in sorted(sidecars.items())
+        ),
+        sha256="0" * 64,
     )
+    return unsigned.model_copy(update={"sha256": lock_digest(unsigned.to_json_value())})
 
 
 def _locked_module(module: PlannedModule, digests: Digests, **measured: Any) -> LockedModule:
@@ -96,5 +114,5 @@ def _locked_tensor(tensor: PlannedTensor, role: Role, digests: Digests) -> Locke
         offset=tensor.offset,
         bytes=tensor.nbytes,
         role=role,
-        sha256=digests[tensor.file, tensor.name],
+        xxh3_128=digests[tensor.file, tensor.name],
     )

@@ -119,13 +119,12 @@ def carry_out(
             check_complete(planned, results, converter)
             check_bounds(planned, results)
             finish(output, converter)
-        for sidecar in sidecars:
-            _put(staging.folder, sidecar.path, sidecar.content)
-        for path, content in planned.extra_files.items():
+        small = {sidecar.path: sidecar.content for sidecar in sidecars} | {**planned.extra_files}
+        small[RECIPE_NAME] = document_bytes(planned.recipe.to_json_value())
+        for path, content in small.items():
             _put(staging.folder, path, content)
-        _put(staging.folder, RECIPE_NAME, document_bytes(planned.recipe.to_json_value()))
         outputs, tensors = _digests(planned, staging.folder)
-        lock = make_lock(planned, converter, results, tensors, outputs)
+        lock = make_lock(planned, converter, results, tensors, outputs, small)
         _put(staging.folder, LOCK_NAME, document_bytes(lock.to_json_value()))
         staging.publish(force=force, lock=LOCK_NAME, order=paths, stale=stale)
     return Conversion(

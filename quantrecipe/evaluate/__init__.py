@@ -28,14 +28,15 @@ def verify(
     """Hold a converted checkpoint to its lock, and to its source.
 
     Names, dtypes, shapes, offsets, sizes and digests of every tensor and file are those of the
-    lock; the lock is what its recipe makes of these modules; recipe, lock, metadata and index say
-    the same. With ``against``, every number is held to the source as well: within its format's
-    bound where it was quantized, the exact cast or the same bytes where not.
+    lock, and the lock is the one that its own digest is of; it is what its recipe makes of these
+    modules; recipe, lock, metadata and index say the same. With ``against``, every number is held
+    to the source as well: within its format's bound where it was quantized, the exact cast or the
+    same bytes where not.
 
     Args:
         path: the folder that ``convert`` wrote.
         against: the root of the source, or its one safetensors file.
-        quick: headers, sizes and the recipe only; no payload is hashed.
+        quick: headers, sizes and small files only; no payload is hashed.
         block_bytes: about how many bytes of float32 numbers ``against`` holds at a time.
         progress: called with bytes finished with.
 
@@ -66,10 +67,10 @@ def verify(
         against=source,
         recipe=lock.recipe.name,
         problems=tuple(dict.fromkeys(problems)),
-        files=len(lock.outputs),
+        files=len(lock.outputs) + len(lock.sidecars),
         tensors=sum(1 for _ in lock.tensors()),
         modules=len(lock.modules),
-        nbytes=sum(output.bytes for output in lock.outputs),
+        nbytes=sum(file.bytes for file in (*lock.outputs, *lock.sidecars)),
         measured=measured,
     )
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from quantrecipe.checkpoint import digests, open_parts
+from quantrecipe.checkpoint import file_sha256, open_parts
 from quantrecipe.evaluate.copies import check_cast, check_copy
 from quantrecipe.evaluate.proofs import Measured, prove_bound
 from quantrecipe.evaluate.records import ModuleError, Progress
@@ -99,7 +99,7 @@ def _other_source(root: Path, lock: Lock, parts: tuple[SourcePart, ...]) -> Iter
             yield other("its header is not the one that was read", found.path)
         elif found.size != file.bytes:
             yield other(f"it has {found.size:,} bytes, not {file.bytes:,}", found.path)
-        elif file.sha256 is not None and digests(found.path, {})[0] != file.sha256:
+        elif file.sha256 is not None and file_sha256(found.path) != file.sha256:
             yield other("its bytes are not those that were read", found.path)
     for key in there.keys() - locked.keys():
         yield other(f"{key[1]!r} of part {key[0]!r} was not read", there[key].path)

@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from quantrecipe.evaluate.locked import is_below
+from quantrecipe.evaluate.sidecars import RECIPE_NAME, shard_indexes
 from quantrecipe.schema.dtypes import DTYPES, byte_size
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
 from quantrecipe.schema.layout_writing import module_tensors, other_name, refusal
-from quantrecipe.schema.lock import Lock, LockedModule, LockedTensor
+from quantrecipe.schema.lock import LOCK_NAME, Lock, LockedModule, LockedTensor
 from quantrecipe.schema.placement import shard_of
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.recipe import Recipe
@@ -30,6 +32,7 @@ def check_lock(lock: Lock) -> Iterator[Problem]:
     lock: the first two are held against the source.
     """
     yield from _outputs(lock)
+    yield from _sidecars(lock)
     yield from _sources(lock)
     yield from _tensors(lock)
     yield from _modules(lock)
@@ -53,6 +56,20 @@ def _outputs(lock: Lock) -> Iterator[Problem]:
         elif output.path not in homes and shard_of(output.path) not in homes:
             yield _wrong(pointer, f"the recipe writes no file {output.path!r}")
         seen.add(output.path.casefold())
+
+
+def _sidecars(lock: Lock) -> Iterator[Problem]:
+    """No two files share a name, and those that are always written are there."""
+    seen = {LOCK_NAME, *(output.path.casefold() for output in lock.outputs)}
+    for index, file in enumerate(lock.sidecars):
+        pointer = f"/sidecars/{index}/path"
+        if file.path.casefold() in seen:
+            yield _wrong(pointer, f"{file.path!r} is listed twice")
+        if not is_below(file.path):
+            yield _wrong(pointer, f"{file.path!r} is not below the folder of the lock")
+        seen.add(file.path.casefold())
+    for path in {RECIPE_NAME, *shard_indexes(lock)} - {file.path for file in lock.sidecars}:
+        yield _wrong("/sidecars", f"{path!r} was written, and is not listed")
 
 
 def _sources(lock: Lock) -> Iterator[Problem]:

@@ -11,10 +11,11 @@ from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.document import Document, parse_text
 from quantrecipe.schema.lock import LOCK_NAME, Lock
 from quantrecipe.schema.problems import Problem
+from quantrecipe.schema.semantics import LOCK_DAMAGED
+from quantrecipe.schema.structure import build
 from quantrecipe.schema.validation import examine_text
 
-_SUFFIX: Final = ".safetensors"
-_HINT: Final = "The lock was edited or damaged; fetch or convert the checkpoint again."
+AGAIN: Final = "Fetch the file again, or convert again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,9 @@ class OpenLock:
     """A lock that was read, or why it could not be.
 
     Attributes:
-        lock: what it says; ``None`` if it cannot be read.
-        problems: what is wrong with its text.
+        lock: what it says; ``None`` if it cannot be read. It may be damaged: the problems say so,
+            and what else does not hold shows where.
+        problems: what is wrong with it by itself.
         document: its text, so that problems found later can say where.
     """
 
@@ -51,12 +53,15 @@ def read_lock(folder: Path) -> OpenLock:
     except OSError as error:
         raise SourceError(file, error) from error
     examined = examine_text(parse_text(text, str(file)), kind="lock")
-    if not isinstance(examined.model, Lock):
+    document, lock = examined.document, examined.model
+    if document is not None and {problem.kind for problem in examined.problems} == {LOCK_DAMAGED}:
+        lock = build(document.value, "lock")
+    if not isinstance(lock, Lock):
         return OpenLock(None, examined.problems)
-    problems: tuple[Problem, ...] = ()
-    if text != document_bytes(examined.model.to_json_value()):
+    problems = examined.problems
+    if not problems and text != document_bytes(lock.to_json_value()):
         problems = (rewritten(file),)
-    return OpenLock(examined.model, problems, examined.document)
+    return OpenLock(lock, problems, document)
 
 
 def rewritten(file: Path) -> Problem:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from quantrecipe.checkpoint import SourceReader
+from quantrecipe.checkpoint import SourceReader, xxh3_128
 from quantrecipe.checkpoint.reading import WritableBuffer
 from quantrecipe.formats import Unrepresentable, cast, dequantize, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
@@ -144,7 +143,7 @@ class Checkpoint:
         buffer = bytearray(info.nbytes)
         self._reader.read_into(info, 0, buffer)
         expected = self._digests.get((info.file, info.name))
-        if expected is not None and hashlib.sha256(buffer).hexdigest() != expected:
+        if expected is not None and xxh3_128(buffer) != expected:
             raise InvalidInput(
                 Problem(
                     "digest-mismatch",

@@ -96,7 +96,7 @@ def _unowned(
 
 def _digests(lock: Lock | None, root: Path) -> dict[tuple[Path, str], str]:
     return {
-        (root / tensor.file, tensor.name): tensor.sha256
+        (root / tensor.file, tensor.name): tensor.xxh3_128
         for _, tensor in (lock.tensors() if lock is not None else ())
     }
 

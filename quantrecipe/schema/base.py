@@ -17,6 +17,7 @@ _TEXT = r"[^{}\x00-\x1f\x7f]*"
 NAME: Final = r"^[a-z0-9]+([._-][a-z0-9]+)*$"
 PART_NAME: Final = r"^[a-z][a-z0-9_]*$"
 SHA256: Final = r"^[0-9a-f]{64}$"
+XXH3_128: Final = r"^[0-9a-f]{32}$"
 REVERSE_DNS: Final = r"^[a-z][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)+$"
 SOURCE_PATH: Final = rf"^(\.|{_SEGMENT}(/{_SEGMENT})*)$"
 TARGET_FILE: Final = rf"^({_FILE_SEGMENT}/)*[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors$"
@@ -31,6 +32,7 @@ PATTERN_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         NAME: "lower-case letters and digits, with single '.', '_' or '-' between them",
         PART_NAME: "a lower-case letter, then lower-case letters, digits and '_'",
         SHA256: "64 lower-case hexadecimal digits",
+        XXH3_128: "32 lower-case hexadecimal digits",
         REVERSE_DNS: "a reversed domain name of its owner, as in 'com.example.feature'",
         SOURCE_PATH: "'.', or a relative path with '/' between segments and no '..'",
         TARGET_FILE: "a relative path of letters, digits, '_', '-' and '.', ending in .safetensors",
@@ -82,6 +84,7 @@ Name = Annotated[str, StringConstraints(pattern=NAME, min_length=1, max_length=1
 PartName = Annotated[str, StringConstraints(pattern=PART_NAME, min_length=1, max_length=64)]
 ModulePattern = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
+Xxh3 = Annotated[str, StringConstraints(pattern=XXH3_128)]
 ReverseDns = Annotated[
     str,
     StringConstraints(pattern=REVERSE_DNS, max_length=128),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import rfc8785
@@ -39,6 +40,18 @@ def recipe_digest(recipe: Recipe) -> str:
     Fields that were left out stay out, so that anyone can compute it from the file alone.
     """
     return digest(recipe.to_json_value())
+
+
+def lock_digest(lock: Mapping[str, Any]) -> str:
+    """What ``sha256`` of a lock has to be: the digest of all that it says beside that field.
+
+    Args:
+        lock: a lock as a JSON value, with the field or without it.
+
+    Raises:
+        ValueError: as for ``canonical_bytes``.
+    """
+    return digest({field: value for field, value in lock.items() if field != "sha256"})
 
 
 def document_bytes(value: object) -> bytes:

@@ -1,4 +1,10 @@
-"""The lock, version 1: the plan as it was carried out, with digests."""
+"""The lock, version 1: the plan as it was carried out, with digests.
+
+Two kinds of digest, for two questions. Files have their SHA-256, which is what hubs and signatures
+go by, and nobody can make another file to match. Tensors have an XXH3 of 128 bits, as fast as
+memory, so that a loader can afford to check what it loads: it finds damage, and is no proof against
+somebody who means harm. The lock's own SHA-256 covers both.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from quantrecipe.schema.base import Model, Name, NonEmpty, PartName, Sha256, VersionOne
+from quantrecipe.schema.base import Model, Name, NonEmpty, PartName, Sha256, VersionOne, Xxh3
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.schemes import DynamicActivation, SmoothQuant, Weight
 
@@ -64,8 +70,8 @@ class LockedTensor(Model):
 
     bytes: Annotated[int, Field(ge=0)]
     role: Role
-    sha256: Sha256
-    """Digest of its bytes."""
+    xxh3_128: Xxh3
+    """XXH3 of its bytes, 128 bits, seed 0, in the canonical order of digits: it shows damage."""
 
 
 class WeightError(Model):
@@ -127,6 +133,12 @@ class Lock(Model):
     outputs: tuple[OutputFile, ...]
     modules: tuple[LockedModule, ...]
     others: tuple[LockedOther, ...]
+    sidecars: tuple[OutputFile, ...]
+    """Every other file that was written, but for this one: recipe, index of shards, configuration,
+    tokenizer. In the order of their paths."""
+
+    sha256: Sha256
+    """Digest of the canonical form (RFC 8785) of this lock without this field."""
 
     def tensors(self) -> Iterator[tuple[str, LockedTensor]]:
         """Every tensor that it vouches for, each with its JSON pointer."""

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
-from quantrecipe.schema.canonical import digest
+from quantrecipe.schema.canonical import digest, lock_digest
 from quantrecipe.schema.layout_semantics import layout_problems
 from quantrecipe.schema.parsed import child
 from quantrecipe.schema.patterns import check_pattern
 from quantrecipe.schema.problems import Problem, did_you_mean
 
 Object = Mapping[str, Any]
+
+LOCK_DAMAGED: Final = "lock-damaged"
+"""The kind of problem of a lock that its own digest is not of."""
 
 
 def recipe_problems(recipe: Object, layouts: Collection[str]) -> Iterator[Problem]:
@@ -49,18 +52,24 @@ def recipe_problems(recipe: Object, layouts: Collection[str]) -> Iterator[Proble
 
 
 def lock_problems(lock: Object, layouts: Collection[str]) -> Iterator[Problem]:
-    """What is wrong with a lock beyond its structure: its recipe, and the recipe's digest."""
+    """What is wrong with a lock beyond its structure: its recipe, and both digests."""
     recipe = lock.get("recipe")
-    if not isinstance(recipe, dict):
-        return
-    for problem in recipe_problems(recipe, layouts):
-        yield _below("/recipe", problem)
-    if isinstance(lock.get("recipe_sha256"), str) and lock["recipe_sha256"] != digest(recipe):
+    if isinstance(recipe, dict):
+        for problem in recipe_problems(recipe, layouts):
+            yield _below("/recipe", problem)
+        if isinstance(lock.get("recipe_sha256"), str) and lock["recipe_sha256"] != digest(recipe):
+            yield Problem(
+                "digest-mismatch",
+                f"the recipe's digest is {digest(recipe)}, not this",
+                "The recipe was changed after the conversion; convert again.",
+                pointer="/recipe_sha256",
+            )
+    if isinstance(lock.get("sha256"), str) and lock["sha256"] != (found := lock_digest(lock)):
         yield Problem(
-            "digest-mismatch",
-            f"the recipe's digest is {digest(recipe)}, not this",
-            "The recipe was changed after the conversion; convert again.",
-            pointer="/recipe_sha256",
+            LOCK_DAMAGED,
+            f"the lock is not the one that was written: its digest is {found}, not this",
+            "It was damaged or edited; fetch it again, or convert again.",
+            pointer="/sha256",
         )
 
 

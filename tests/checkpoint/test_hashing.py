@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantrecipe.checkpoint import SourceError, digests, file_sha256
+from quantrecipe.checkpoint import SourceError, digests, file_sha256, xxh3_128
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=7), st.integers(1, 64))
@@ -26,7 +28,7 @@ def test_files_and_ranges_in_blocks_of_any_size(
     whole, parts = digests(path, spans, block)
     assert whole == hashlib.sha256(data).hexdigest() == file_sha256(path, block)
     assert parts == {
-        name: hashlib.sha256(data[start : start + size]).hexdigest()
+        name: xxhash.xxh3_128(data[start : start + size]).hexdigest()
         for name, (start, size) in spans.items()
     }
 
@@ -43,6 +45,54 @@ def test_impossible_ranges(tmp_path: Path, spans: dict[str, tuple[int, int]], me
     (tmp_path / "x").write_bytes(b"abcd")
     with pytest.raises(ValueError, match=message):
         digests(tmp_path / "x", spans)
+
+
+def test_the_digests_that_other_implementations_give() -> None:
+    assert xxh3_128(b"") == "99aa06d3014798d86001c324468d497f"
+    assert xxh3_128(memoryview(b"a")) == xxh3_128(bytearray(b"a")) == xxh3_128(b"a")
+
+
+def test_progress_and_check_come_with_every_block(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abcdefg")
+    told: list[int] = []
+    asked: list[int] = []
+    digests(tmp_path / "x", {}, 3, progress=told.append, check=lambda: asked.append(len(told)))
+    assert told == [3, 3, 1]
+    assert asked == [0, 1, 2, 3]
+
+
+def test_what_a_check_raises_ends_the_work(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abcdefg")
+    told: list[int] = []
+
+    def check() -> None:
+        if told:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        digests(tmp_path / "x", {}, 3, progress=told.append, check=check)
+    assert told == [3]
+
+
+def test_files_are_hashed_at_the_same_time(tmp_path: Path) -> None:
+    """Each waits in the middle for the other, which one alone would wait for in vain."""
+    both = threading.Barrier(2, timeout=30)
+    data = bytes(1 << 16)
+    (tmp_path / "x").write_bytes(data)
+    found: list[str] = []
+
+    def wait(_: int) -> None:
+        both.wait()
+
+    def one() -> None:
+        found.append(digests(tmp_path / "x", {}, 1 << 15, progress=wait)[0])
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [hashlib.sha256(data).hexdigest()] * 2
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

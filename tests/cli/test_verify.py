@@ -40,7 +40,7 @@ def invoke(*arguments: object) -> Result:
 def test_the_verdict_comes_first(made: Path) -> None:
     result = invoke(made / "out")
     assert result.exit_code == 0
-    assert result.stdout == "whole: 1 file, 6 tensors, 1.08 KB, all digests hold\n"
+    assert result.stdout == "whole: 2 files, 6 tensors, 1.48 KB, all digests hold\n"
     assert result.stderr == ""
 
 
@@ -79,7 +79,7 @@ def test_no_table_where_none_is_asked_for(made: Path) -> None:
 def test_damage_is_named_and_exits_with_1(damaged: Path) -> None:
     result = invoke(damaged)
     assert result.exit_code == 1
-    assert result.stdout.startswith("broken: 1 file, 6 tensors, 1.08 KB, 2 problems\n")
+    assert result.stdout.startswith("broken: 2 files, 6 tensors, 1.48 KB, 2 problems\n")
     assert f"{damaged / 'model.safetensors'} [" in result.stdout
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quantrecipe.checkpoint import digests, read_header
-from quantrecipe.schema.canonical import document_bytes
+from quantrecipe.checkpoint import file_sha256, read_header, xxh3_128
+from quantrecipe.schema.canonical import document_bytes, lock_digest
 from quantrecipe.schema.lock import LOCK_NAME
 
 
 def edit_lock(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a lock, and write it as ``convert`` would have."""
+    """Change a lock, and write it as ``convert`` would have, with its digest."""
     lock = json.loads((out / LOCK_NAME).read_text("utf-8"))
     change(lock)
+    lock["sha256"] = lock_digest(lock)
     (out / LOCK_NAME).write_bytes(document_bytes(lock))
 
 
@@ -36,12 +36,12 @@ def edit_tensor(out: Path, name: str, change: Callable[[bytearray], None]) -> Pa
 def _redigest(out: Path, lock: dict[str, Any]) -> None:
     for output in lock["outputs"]:
         path = out / output["path"]
-        output["sha256"] = digests(path, {})[0]
+        output["sha256"] = file_sha256(path)
         content = path.read_bytes()
         for tensor in tensors_of(lock):
             if tensor["file"] == output["path"]:
                 payload = content[tensor["offset"] : tensor["offset"] + tensor["bytes"]]
-                tensor["sha256"] = hashlib.sha256(payload).hexdigest()
+                tensor["xxh3_128"] = xxh3_128(payload)
 
 
 def tensors_of(lock: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from quantrecipe.converter import convert
 from quantrecipe.evaluate import Verification, verify, workload
+from quantrecipe.schema.canonical import document_bytes, lock_digest
 from quantrecipe.schema.lock import LOCK_NAME
 from quantrecipe.schema.problems import Problem
 from tests.converter.making import (
@@ -71,8 +72,9 @@ def flip_code(index: int, by: int) -> Callable[[bytearray], None]:
 def test_counts(out: Path, source: Path) -> None:
     found = verify(out, against=source)
     assert found.whole
-    assert (found.files, found.tensors, found.modules) == (1, 6, 2)
-    assert found.nbytes == (out / "model.safetensors").stat().st_size
+    assert (found.files, found.tensors, found.modules) == (2, 6, 2)
+    written = ("model.safetensors", "recipe.json")
+    assert found.nbytes == sum((out / name).stat().st_size for name in written)
     assert [module.name for module in found.measured] == ["a", "b"]
     assert found.recipe == "small"
 
@@ -216,6 +218,68 @@ def test_the_same_recipe_in_other_bytes(out: Path) -> None:
     assert only(verify(out)).kind == "rewritten"
 
 
+@pytest.fixture
+def with_sidecars(tmp_path: Path, source: Path) -> Path:
+    (source / "config.json").write_text('{"layers": 2}')
+    (source / "tokenizer.json").write_text("{}")
+    convert(parsed(recipe()), source, tmp_path / "kept")
+    return tmp_path / "kept"
+
+
+def test_every_file_is_in_the_lock_once(with_sidecars: Path, shards: Path) -> None:
+    for folder in (with_sidecars, shards):
+        lock = json.loads((folder / LOCK_NAME).read_text())
+        listed = [file["path"] for file in lock["outputs"] + lock["sidecars"]]
+        written = {path.name for path in folder.iterdir()} - {LOCK_NAME}
+        assert len(listed) == len(set(listed))
+        assert set(listed) == written
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b'{"layers": 3}', "digest-mismatch"), (b"", "digest-mismatch"), (None, "missing-file")],
+    ids=["edited", "empty", "gone"],
+)
+def test_a_sidecar_is_held_to_its_lock(
+    with_sidecars: Path, content: bytes | None, kind: str, quick: bool
+) -> None:
+    assert verify(with_sidecars, quick=quick).whole
+    path = with_sidecars / "config.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    problem = only(verify(with_sidecars, quick=quick))
+    assert (problem.kind, problem.file) == (kind, str(path))
+
+
+def test_a_damaged_lock_says_so_and_everything_else_is_looked_at(out: Path) -> None:
+    lock = json.loads((out / LOCK_NAME).read_text())
+    lock["tool"]["name"] = "somebody's"
+    (out / LOCK_NAME).write_bytes(document_bytes(lock))
+    (out / "recipe.json").unlink()
+    found = verify(out)
+    assert [problem.kind for problem in found.problems] == ["lock-damaged", "missing-file"]
+    damaged = found.problems[0]
+    assert (damaged.file, damaged.pointer) == (str(out / LOCK_NAME), "/sha256")
+    assert lock_digest(lock) in damaged.message
+    assert damaged.line is not None
+
+
+def test_the_same_lock_in_other_bytes(out: Path) -> None:
+    lock = json.loads((out / LOCK_NAME).read_text())
+    (out / LOCK_NAME).write_text(json.dumps(lock))
+    assert only(verify(out)).kind == "rewritten"
+
+
+def test_a_reader_that_is_interrupted_reads_no_further(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(count: int, name: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify(out, progress=interrupt)
+
+
 def _set(pointer: str, value: Any) -> Callable[[Json], None]:
     *path, last = [int(key) if key.isdigit() else key for key in pointer.split("/")[1:]]
 
@@ -229,6 +293,18 @@ def _set(pointer: str, value: Any) -> Callable[[Json], None]:
             place[last] = value
 
     return change
+
+
+def _no_recipe(lock: Json) -> None:
+    lock["sidecars"] = []
+
+
+def _sidecar_of_an_outputs_name(lock: Json) -> None:
+    lock["sidecars"].append(lock["outputs"][0])
+
+
+def _sidecar_elsewhere(lock: Json) -> None:
+    lock["sidecars"].append({"path": "../x", "bytes": 0, "sha256": "0" * 64})
 
 
 def _twice(lock: Json) -> None:
@@ -258,6 +334,9 @@ def _twice(lock: Json) -> None:
         (_set("/source", []), "bad-lock"),
         (_set("/source/0/part", "other"), "bad-lock"),
         (_twice, "bad-lock"),
+        (_no_recipe, "bad-lock"),
+        (_sidecar_of_an_outputs_name, "bad-lock"),
+        (_sidecar_elsewhere, "bad-lock"),
     ],
 )
 def test_a_lock_that_contradicts_itself(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter import convert
 from quantrecipe.loaders import load_state_dict, open_checkpoint
-from quantrecipe.schema.canonical import canonical_bytes
+from quantrecipe.schema.canonical import canonical_bytes, lock_digest
 from quantrecipe.schema.lock import LOCK_NAME
 from quantrecipe.schema.problems import InvalidInput
 from tests.converter.making import Json, Tensors, parsed, read_lock, recipe, save, small
@@ -66,6 +66,7 @@ def edit(path: Path, change: Callable[[Tensors], None]) -> None:
 def edit_lock(folder: Path, change: Callable[[Json], None]) -> None:
     lock = read_lock(folder)
     change(lock)
+    lock["sha256"] = lock_digest(lock)
     (folder / LOCK_NAME).write_text(json.dumps(lock))
 
 
