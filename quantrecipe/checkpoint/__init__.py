@@ -3,7 +3,7 @@
 from quantrecipe.checkpoint.destination import check_destination
 from quantrecipe.checkpoint.errors import OutputExists, SourceError
 from quantrecipe.checkpoint.hashing import digests, file_sha256, xxh3_128
-from quantrecipe.checkpoint.header import read_header
+from quantrecipe.checkpoint.header import read_header, read_header_bytes
 from quantrecipe.checkpoint.reading import SourceReader
 from quantrecipe.checkpoint.source import open_parts
 from quantrecipe.checkpoint.staging import Staging
@@ -21,5 +21,6 @@ __all__ = [
     "file_sha256",
     "open_parts",
     "read_header",
+    "read_header_bytes",
     "xxh3_128",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +38,7 @@ def digests(
     ranges: Mapping[str, tuple[int, int]],
     block: int = BLOCK,
     *,
+    head: bytes | bytearray = b"",
     progress: Callable[[int], None] | None = None,
     check: Callable[[], None] | None = None,
 ) -> tuple[str, dict[str, str]]:
@@ -47,8 +50,9 @@ def digests(
         path: the file.
         ranges: by name, ``(offset, nbytes)`` from the start of the file; they must not overlap.
         block: the most bytes held at a time.
+        head: what the file begins with, where that has been read already; it is not read again.
         progress: called with the bytes of each block that is done with.
-        check: called before each block; what it raises ends the work.
+        check: called before each block is hashed; what it raises ends the work.
 
     Returns:
         64 hex digits, and 32 for each name.
@@ -58,26 +62,35 @@ def digests(
         ValueError: two ranges overlap, or one reaches beyond the end of the file.
     """
     spans = _in_order(ranges)
-    whole, found = hashlib.sha256(), {}
-    view, position = memoryview(bytearray(block)), 0
+    whole, found, position = hashlib.sha256(), {}, 0
     try:
         with path.open("rb", buffering=0) as file:
-            while True:
+            for view in _blocks(file, block, head):
                 if check is not None:
                     check()
-                got = file.readinto(view)
-                whole.update(view[:got])
-                found.update(_take(spans, view[:got], position))
-                position += got
-                if not got:
-                    break
-                if progress is not None:
-                    progress(got)
+                whole.update(view)
+                found.update(_take(spans, view, position))
+                position += len(view)
+                if view and progress is not None:
+                    progress(len(view))
     except OSError as error:
         raise SourceError(path, error) from error
     if spans:
         raise ValueError(f"{spans[0].name!r} reaches beyond the end of {path}")
     return whole.hexdigest(), found
+
+
+def _blocks(file: FileIO, block: int, head: bytes | bytearray) -> Iterator[memoryview]:
+    """The bytes of a file, then none, in a buffer that is used again for each block."""
+    if head:
+        yield memoryview(head)
+        file.seek(len(head))
+    left = os.fstat(file.fileno()).st_size - len(head)
+    # Fresh memory costs more than reading into it, and small files are many.
+    view = memoryview(bytearray(max(1, min(block, left))))
+    while got := file.readinto(view):
+        yield view[:got]
+    yield view[:0]
 
 
 @dataclass(slots=True)

@@ -32,12 +32,21 @@ _MAGIC_BYTES: Final = 64
 def read_header(path: Path, relative: str | None = None) -> SourceFileInfo:
     """Read what a safetensors file says about itself; none of its tensors is touched.
 
+    See ``read_header_bytes``.
+    """
+    return read_header_bytes(path, relative)[0]
+
+
+def read_header_bytes(path: Path, relative: str | None = None) -> tuple[SourceFileInfo, bytearray]:
+    """Read what a safetensors file says about itself, and the bytes that say so.
+
     Args:
         path: the file; a symlink to one is fine.
         relative: its path below the source's root, with ``/``; the file's name if left out.
 
     Returns:
-        Sizes and offsets in bytes, offsets from the start of the file, tensors in offset order.
+        Sizes and offsets in bytes, offsets from the start of the file, tensors in offset order;
+        and all that is before the first tensor, the length field included.
 
     Raises:
         InvalidInput: it is missing, no safetensors file, or a malformed one, with every problem
@@ -72,7 +81,7 @@ def read_exactly(file: FileIO, count: int) -> bytearray:
     return buffer
 
 
-def _read(file: FileIO, path: Path, relative: str) -> SourceFileInfo:
+def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, bytearray]:
     status = os.fstat(file.fileno())
     header = _header_bytes(file, path, status.st_size)
     try:
@@ -99,7 +108,7 @@ def _read(file: FileIO, path: Path, relative: str) -> SourceFileInfo:
         )
         for entry in entries
     }
-    return SourceFileInfo(
+    found = SourceFileInfo(
         path=path,
         relative=relative,
         size=status.st_size,
@@ -108,6 +117,7 @@ def _read(file: FileIO, path: Path, relative: str) -> SourceFileInfo:
         metadata=metadata,
         tensors=tensors,
     )
+    return found, header
 
 
 def _header_bytes(file: FileIO, path: Path, size: int) -> bytearray:

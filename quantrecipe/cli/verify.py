@@ -18,7 +18,7 @@ WORST = 10
     type=click.Path(path_type=Path),
     help="Prove every module's error bound from the bytes of the source, too.",
 )
-@click.option("--quick", is_flag=True, help="Headers, sizes and the recipe only; hash nothing.")
+@click.option("--quick", is_flag=True, help="Headers, sizes and small files only; hash no weights.")
 @click.option(
     "--worst",
     type=click.IntRange(min=0),

@@ -31,7 +31,9 @@ def _verdict(found: Verification) -> str:
     )
     if not found.whole:
         return f"broken: {sizes}, {_count(len(found.problems), 'problem')}"
-    held = "headers and sizes hold, no digest was computed" if found.quick else "all digests hold"
+    held = "all digests hold"
+    if found.quick:
+        held = "headers, sizes and small files hold, no weight was hashed"
     if found.against is not None:
         held += f", every number is what the recipe makes of {found.against}"
     return f"whole: {sizes}, {held}"

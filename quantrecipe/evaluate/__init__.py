@@ -51,7 +51,7 @@ def verify(
     lock = opened.lock
     if lock is None:
         return Verification(path, quick, source, None, opened.problems)
-    problems = [*opened.problems, *map(opened.locate, check_lock(lock))]
+    problems = [*opened.problems, *opened.located(check_lock(lock))]
     problems += check_files(path, lock, quick=quick, progress=progress)
     measured: tuple[ModuleError, ...] = ()
     if source is not None:

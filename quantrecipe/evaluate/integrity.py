@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from threading import Event
 from threading import Lock as Turn
 
-from quantrecipe.checkpoint import digests, read_header
+from quantrecipe.checkpoint import SourceError, digests, read_header_bytes
 from quantrecipe.checkpoint.folder import INDEX_SUFFIX, SUFFIX
 from quantrecipe.evaluate.locked import AGAIN, is_below
 from quantrecipe.evaluate.records import Progress
@@ -44,7 +45,15 @@ def check_files(folder: Path, lock: Lock, *, quick: bool, progress: Progress) ->
     says = recipe_metadata(lock.recipe, lock.recipe_sha256)[METADATA_KEY]
     reading = _Reading(progress)
     files = [
-        _OutputCheck(folder, output, tensors[output.path], says, lock.recipe_sha256, quick, reading)
+        _OutputCheck(
+            folder.joinpath(*output.path.split("/")),
+            output,
+            tensors[output.path],
+            says,
+            lock.recipe_sha256,
+            quick,
+            reading,
+        )
         for output in lock.outputs
         if is_below(output.path)
     ]
@@ -87,7 +96,7 @@ class _Reading:
 class _OutputCheck:
     """One output file, and what the lock says of it."""
 
-    folder: Path
+    path: Path
     output: OutputFile
     tensors: Mapping[str, LockedTensor]
     metadata: str
@@ -95,26 +104,28 @@ class _OutputCheck:
     quick: bool
     reading: _Reading
 
-    @property
-    def path(self) -> Path:
-        return self.folder.joinpath(*self.output.path.split("/"))
-
     def run(self) -> list[Problem]:
-        path = self.path
-        if not path.exists():
-            return [self._problem("missing-file", "the lock vouches for it", AGAIN)]
-        problems: list[Problem] = []
         try:
-            header = read_header(path)
+            status = self.path.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return [self._problem("missing-file", "the lock vouches for it", AGAIN)]
+        except OSError as error:
+            raise SourceError(self.path, error) from error
+        problems: list[Problem] = []
+        head = bytearray()
+        try:
+            header, head = read_header_bytes(self.path)
         except InvalidInput as error:
             problems += error.problems
         else:
             problems += self._check_header(header)
-        if path.is_file() and path.stat().st_size != self.output.bytes:
-            message = f"has {path.stat().st_size:,} bytes, not {self.output.bytes:,}"
+        if not stat.S_ISREG(status.st_mode):
+            return problems
+        if status.st_size != self.output.bytes:
+            message = f"has {status.st_size:,} bytes, not {self.output.bytes:,}"
             problems.append(self._problem("wrong-size", message, AGAIN))
-        if path.is_file() and not self.quick:
-            problems += self._check_digests(path.stat().st_size)
+        if not self.quick:
+            problems += self._check_digests(status.st_size, head)
         return problems
 
     def _check_header(self, header: SourceFileInfo) -> Iterator[Problem]:
@@ -155,12 +166,13 @@ class _OutputCheck:
             return f"{entry} is of another recipe than the lock ({digest})"
         return f"{entry} is not what its recipe makes it"
 
-    def _check_digests(self, size: int) -> Iterator[Problem]:
+    def _check_digests(self, size: int, head: bytearray) -> Iterator[Problem]:
         ranges = dict(_readable(self.tensors.values(), size))
         try:
             whole, each = digests(
                 self.path,
                 ranges,
+                head=head,
                 progress=lambda count: self.reading.done(count, self.output.path),
                 check=self.reading.check,
             )

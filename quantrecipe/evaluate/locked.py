@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from quantrecipe.checkpoint import SourceError
 from quantrecipe.schema.canonical import document_bytes
-from quantrecipe.schema.document import Document, parse_text
+from quantrecipe.schema.document import document_of, parse_text
 from quantrecipe.schema.lock import LOCK_NAME, Lock
+from quantrecipe.schema.parsed import MAX_BYTES
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.semantics import LOCK_DAMAGED
 from quantrecipe.schema.structure import build
-from quantrecipe.schema.validation import examine_text
+from quantrecipe.schema.validation import examine_text, validate_value
 
 AGAIN: Final = "Fetch the file again, or convert again."
 
@@ -26,16 +29,22 @@ class OpenLock:
         lock: what it says; ``None`` if it cannot be read. It may be damaged: the problems say so,
             and what else does not hold shows where.
         problems: what is wrong with it by itself.
-        document: its text, so that problems found later can say where.
+        file: its path.
+        text: its bytes, so that problems found later can say where.
     """
 
     lock: Lock | None
     problems: tuple[Problem, ...]
-    document: Document | None = None
+    file: Path
+    text: bytes = b""
 
-    def locate(self, problem: Problem) -> Problem:
-        """The problem with the lock's file, line and column."""
-        return self.document.locate(problem) if self.document is not None else problem
+    def located(self, problems: Iterable[Problem]) -> list[Problem]:
+        """The problems with the lock's file, line and column."""
+        found = list(problems)
+        if not found:
+            return found
+        document = document_of(parse_text(self.text, str(self.file)))
+        return [document.locate(problem) for problem in found]
 
 
 def read_lock(folder: Path) -> OpenLock:
@@ -47,21 +56,40 @@ def read_lock(folder: Path) -> OpenLock:
     file = folder / LOCK_NAME
     if not file.is_file():
         hint = "A folder that convert wrote has one; fetch it along with the weights."
-        return OpenLock(None, (Problem("no-lock", "there is no lock", hint, file=str(file)),))
+        return OpenLock(None, (Problem("no-lock", "there is no lock", hint, file=str(file)),), file)
     try:
         text = file.read_bytes()
     except OSError as error:
         raise SourceError(file, error) from error
+    lock = _as_written(text)
+    if lock is not None:
+        return OpenLock(lock, (), file, text)
     examined = examine_text(parse_text(text, str(file)), kind="lock")
-    document, lock = examined.document, examined.model
-    if document is not None and {problem.kind for problem in examined.problems} == {LOCK_DAMAGED}:
-        lock = build(document.value, "lock")
-    if not isinstance(lock, Lock):
-        return OpenLock(None, examined.problems)
-    problems = examined.problems
-    if not problems and text != document_bytes(lock.to_json_value()):
-        problems = (rewritten(file),)
-    return OpenLock(lock, problems, document)
+    document, model, problems = examined.document, examined.model, examined.problems
+    if document is not None and {problem.kind for problem in problems} == {LOCK_DAMAGED}:
+        model = build(document.value, "lock")
+    if not isinstance(model, Lock):
+        return OpenLock(None, problems, file)
+    return OpenLock(model, problems or (rewritten(file),), file, text)
+
+
+def _as_written(text: bytes) -> Lock | None:
+    """The lock, if its text is to the byte what ``convert`` writes, and nothing is wrong with it.
+
+    Reading a text that may hold anything, and noting where everything in it stands, takes as long
+    as hashing a gigabyte where there are thousands of tensors.
+    """
+    if len(text) > MAX_BYTES:
+        return None
+    try:
+        value = json.loads(text)
+        if document_bytes(value) != text or validate_value(value, kind="lock"):
+            return None
+        found = build(value, "lock")
+    except (ValueError, RecursionError):
+        return None
+    assert isinstance(found, Lock)
+    return found
 
 
 def rewritten(file: Path) -> Problem:

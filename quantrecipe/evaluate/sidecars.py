@@ -51,17 +51,24 @@ def shard_indexes(lock: Lock) -> dict[str, object]:
     """The index of every set of shards, as the lock's tensors make it, by path."""
     maps: dict[str, dict[str, str]] = {}
     sizes: dict[str, int] = {}
+    places: dict[str, str | None] = {}
     for _, tensor in lock.tensors():
-        home = shard_of(tensor.file)
-        if home is None or not is_below(tensor.file):
+        if tensor.file not in places:
+            places[tensor.file] = _index_of(tensor.file)
+        path = places[tensor.file]
+        if path is None:
             continue
-        path = home.removesuffix(SUFFIX) + INDEX_SUFFIX
         maps.setdefault(path, {})[tensor.name] = tensor.file.rpartition("/")[2]
         sizes[path] = sizes.get(path, 0) + tensor.bytes
     return {
         path: {"metadata": {"total_size": sizes[path]}, "weight_map": weight_map}
         for path, weight_map in maps.items()
     }
+
+
+def _index_of(path: str) -> str | None:
+    home = shard_of(path) if is_below(path) else None
+    return home.removesuffix(SUFFIX) + INDEX_SUFFIX if home is not None else None
 
 
 def _read(file: Path) -> bytes | None:

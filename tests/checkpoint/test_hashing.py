@@ -52,6 +52,17 @@ def test_the_digests_that_other_implementations_give() -> None:
     assert xxh3_128(memoryview(b"a")) == xxh3_128(bytearray(b"a")) == xxh3_128(b"a")
 
 
+@pytest.mark.parametrize("head", [b"", b"a", b"abc", b"abcdefg"])
+def test_what_was_read_before_is_not_read_again(tmp_path: Path, head: bytes) -> None:
+    (tmp_path / "x").write_bytes(bytes(len(head)) + b"abcdefg"[len(head) :])
+    spans = {"first": (0, 2), "middle": (2, 3), "none": (7, 0)}
+    told: list[int] = []
+    whole, parts = digests(tmp_path / "x", spans, 3, head=head, progress=told.append)
+    assert whole == hashlib.sha256(b"abcdefg").hexdigest()
+    assert parts == {"first": xxh3_128(b"ab"), "middle": xxh3_128(b"cde"), "none": xxh3_128(b"")}
+    assert sum(told) == 7
+
+
 def test_progress_and_check_come_with_every_block(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abcdefg")
     told: list[int] = []

@@ -45,7 +45,7 @@ def test_the_verdict_comes_first(made: Path) -> None:
 
 
 def test_quick_says_what_it_did_not_do(made: Path, damaged: Path) -> None:
-    assert "no digest was computed" in invoke(made / "out", "--quick").stdout
+    assert "no weight was hashed" in invoke(made / "out", "--quick").stdout
     assert invoke(damaged, "--quick").exit_code == 0
 
 

@@ -270,6 +270,26 @@ def test_the_same_lock_in_other_bytes(out: Path) -> None:
     assert only(verify(out)).kind == "rewritten"
 
 
+@pytest.mark.skipif(not Path("/proc/self/io").is_file(), reason="Linux counts what is read")
+@pytest.mark.parametrize("shard", [None, "400KB"])
+def test_every_byte_is_read_once(tmp_path: Path, shard: str | None) -> None:
+    weights = {f"{index}.weight": torch.randn(512, 512) for index in range(8)}
+    source = save(tmp_path / "m.safetensors", weights)
+    fields = {"max_shard_size": shard} if shard is not None else {}
+    out = convert(parsed(recipe(target_fields=fields)), source, tmp_path / "out").out
+    verify(out)
+    before = bytes_read()
+    assert verify(out).whole
+    there = sum(path.stat().st_size for path in out.iterdir())
+    assert there <= bytes_read() - before < there + (16 << 10)
+
+
+def bytes_read() -> int:
+    """By this process, so far."""
+    (line,) = [line for line in Path("/proc/self/io").read_text().splitlines() if "rchar" in line]
+    return int(line.split()[1])
+
+
 def test_a_reader_that_is_interrupted_reads_no_further(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
