@@ -54,9 +54,20 @@ class Problem:
 
 
 class QuantrecipeError(Exception):
-    """Base of every error this package raises on purpose. ``exit_code`` is the command line's."""
+    """Base of every error this package raises on purpose. ``exit_code`` is the command line's.
+
+    Errors travel between processes: all that they hold can be pickled.
+    """
 
     exit_code = 3
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without this, the class would be called with ``args``: the text that it made itself.
+        return _without_init, (type(self), *self.args), self.__dict__
+
+
+def _without_init(cls: type[QuantrecipeError], *args: Any) -> QuantrecipeError:
+    return cls.__new__(cls, *args)
 
 
 class InvalidInput(QuantrecipeError):  # noqa: N818 - reads as what it says
