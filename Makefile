@@ -10,7 +10,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TORCH  := $(shell grep '^torch==' constraints.txt)
 
-# Two processes share the machine's cores in `make test`; more threads would only fight.
+# Two processes share the machine's cores in `make test`; more threads would only fight. Tests that
+# share a cluster (`xdist_group`) go to the same process.
 TEST_PROCESSES ?= 2
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
@@ -23,14 +24,14 @@ help:
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fast,test,models,dev,demo]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fast,ray,dask,test,models,dev,demo]'
 	@touch $@
 
 demo: $(READY)
 	@$(OFFLINE) $(BIN)/python examples/minilm/demo.py
 
 test: $(READY)
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,147 @@
+"""The contract of ``concurrent.futures``, over a scheduler that is a few threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from threading import Event
+
+import pytest
+
+import quantrecipe
+from quantrecipe.converter.clusters import Call, ClusterExecutor, make
+from quantrecipe.converter.executors import ExecutorError
+
+SLOTS = 2
+
+
+class Wrapped(Exception):  # noqa: N818 - the name says what it is for
+    """What this scheduler makes of an exception."""
+
+
+class Threads:
+    """A scheduler that counts what it was given, and wraps what is raised."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(16)
+        self.given = 0
+        self.broken: Exception | None = None
+
+    def start(self, call: Call) -> Future[object]:
+        if self.broken:
+            raise self.broken
+        self.given += 1
+        return self.pool.submit(self._wrapping, call)
+
+    def slots(self) -> int:
+        if self.broken:
+            raise self.broken
+        return SLOTS
+
+    def own_error(self, error: BaseException) -> BaseException:
+        return error.__cause__ if isinstance(error, Wrapped) and error.__cause__ else error
+
+    def _wrapping(self, call: Call) -> object:
+        try:
+            return make(call)
+        except ValueError as error:
+            raise Wrapped from error
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    threads = Threads()
+    yield threads
+    threads.pool.shutdown()
+
+
+@pytest.fixture
+def gate() -> Iterator[Event]:
+    gate = Event()
+    yield gate
+    gate.set()
+
+
+def test_results_belong_to_their_futures(threads: Threads) -> None:
+    with ClusterExecutor(threads) as executor:
+        assert list(executor.map(divmod, range(40), [7] * 40)) == [divmod(n, 7) for n in range(40)]
+        assert executor.submit(dict, a=1).result() == {"a": 1}
+
+
+def test_exceptions_arrive_unwrapped(threads: Threads) -> None:
+    with ClusterExecutor(threads) as executor:
+        assert isinstance(executor.submit(int, "x").exception(), ValueError)
+        assert isinstance(executor.submit(divmod, 1, 0).exception(), ZeroDivisionError)
+
+
+def test_a_scheduler_gets_only_what_keeps_it_busy(threads: Threads, gate: Event) -> None:
+    with ClusterExecutor(threads) as executor:
+        futures = [executor.submit(gate.wait) for _ in range(20)]
+        time.sleep(0.05)
+        assert threads.given == SLOTS + 1
+        gate.set()
+        wait(futures)
+        assert threads.given == 20
+
+
+def test_what_waits_can_be_cancelled_and_what_runs_cannot(threads: Threads, gate: Event) -> None:
+    with ClusterExecutor(threads) as executor:
+        futures = [executor.submit(gate.wait) for _ in range(10)]
+        while not futures[SLOTS].running():
+            time.sleep(0.001)
+        assert not futures[0].cancel()
+        assert futures[8].cancel()
+        with pytest.raises(CancelledError):
+            futures[8].result()
+        gate.set()
+        wait(futures)
+    assert threads.given == 9
+
+
+@pytest.mark.parametrize("cancel", [True, False])
+def test_shutdown_waits_for_what_runs(threads: Threads, gate: Event, cancel: bool) -> None:
+    executor = ClusterExecutor(threads)
+    futures = [executor.submit(gate.wait) for _ in range(10)]
+    while not futures[SLOTS].running():
+        time.sleep(0.001)
+    executor.shutdown(wait=False, cancel_futures=cancel)
+    assert not futures[0].done()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(gate.wait)
+    gate.set()
+    executor.shutdown(wait=True)
+    assert all(future.done() for future in futures)
+    done, waiting = wait(futures, timeout=0)
+    assert not waiting
+    assert sum(future.cancelled() for future in done) == (10 - SLOTS - 1 if cancel else 0)
+
+
+def test_a_scheduler_that_takes_nothing_says_so_to_each(threads: Threads) -> None:
+    threads.broken = OSError("away")
+    with ClusterExecutor(threads) as executor:
+        errors = [executor.submit(int).exception() for _ in range(3)]
+    assert [str(error) for error in errors] == ["away"] * 3
+
+
+def test_an_error_that_cannot_be_unwrapped_ends_the_call_all_the_same(threads: Threads) -> None:
+    def unable(error: BaseException) -> BaseException:
+        raise LookupError("what is this?")
+
+    threads.own_error = unable  # type: ignore[method-assign]
+    with ClusterExecutor(threads) as executor:
+        assert isinstance(executor.submit(divmod, 1, 0).exception(), LookupError)
+
+
+def test_a_call_that_the_scheduler_drops_is_an_error(threads: Threads) -> None:
+    dropped: Future[object] = Future()
+    dropped.cancel()
+    threads.start = lambda call: dropped  # type: ignore[method-assign]
+    with ClusterExecutor(threads) as executor:
+        assert isinstance(executor.submit(int).exception(), ExecutorError)
+
+
+def test_a_worker_of_another_version_is_refused() -> None:
+    assert make(Call(quantrecipe.__version__, int, ("3",), {})) == 3
+    with pytest.raises(ExecutorError, match=r"a worker has .*, and this is 0\.0\.1"):
+        make(Call("0.0.1", int, ("3",), {}))
