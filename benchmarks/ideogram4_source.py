@@ -1,10 +1,11 @@
-"""Write an FP8 checkpoint in the shape of Ideogram 4, of any scale, from a seed.
+"""Write a checkpoint in the shape of Ideogram 4, in FP8 or bfloat16, of any scale, from a seed.
 
     python benchmarks/ideogram4_source.py OUT --scale 1.0 --seed 0
 
 At full scale each branch has the names, dtypes, shapes and the size (9,289,792,888 bytes) of the
 published ``ideogram-4-fp8``; the numbers are random. ``--scale`` narrows it, ``--layers`` and
-``--branches`` shorten it. Memory stays small: weights are cut from one pool of random codes.
+``--branches`` shorten it. ``--dtype bfloat16`` writes ordinary weights under the same names, with
+no scales. Memory stays small: weights are cut from one pool of random numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from quantrecipe.schema.tensors import OutputTensor
 
 BRANCHES = ("transformer", "unconditional_transformer")
 FILE_NAME = "diffusion_pytorch_model.safetensors"
+FP8 = "float8_e4m3fn"
+DTYPES = (FP8, "bfloat16")
 LARGEST_CODE = 448.0
+TYPICAL_WEIGHT = 0.02
 _POOL_BYTES = (1 << 26) - 5  # odd, so that rows of one tensor do not line up with another's
 
 
@@ -77,17 +81,21 @@ def linears(dim: Dimensions) -> Iterator[tuple[str, int, int, bool]]:
     yield "final_layer.adaln_modulation", hidden, dim.adaln, True
 
 
-def branch_tensors(dim: Dimensions) -> tuple[OutputTensor, ...]:
-    """Every tensor of a branch, in file order: widest dtype first, then by name."""
+def branch_tensors(dim: Dimensions, dtype: str = FP8) -> tuple[OutputTensor, ...]:
+    """Every tensor of a branch, in file order: widest dtype first, then by name.
+
+    Args:
+        dim: the shapes.
+        dtype: of the weights of linears; those in FP8 have a scale for each row beside them.
+    """
     tensors = [
         OutputTensor("llm_cond_norm.weight", "bfloat16", (dim.text_features,)),
         OutputTensor("embed_image_indicator.weight", "bfloat16", (2, dim.hidden)),
     ]
     for module, out_features, in_features, has_bias in linears(dim):
-        tensors.append(
-            OutputTensor(f"{module}.weight", "float8_e4m3fn", (out_features, in_features))
-        )
-        tensors.append(OutputTensor(f"{module}.weight_scale", "float32", (out_features,)))
+        tensors.append(OutputTensor(f"{module}.weight", dtype, (out_features, in_features)))
+        if dtype == FP8:
+            tensors.append(OutputTensor(f"{module}.weight_scale", "float32", (out_features,)))
         if has_bias:
             tensors.append(OutputTensor(f"{module}.bias", "bfloat16", (out_features,)))
     for index in range(dim.layers):
@@ -103,9 +111,9 @@ def branch_tensors(dim: Dimensions) -> tuple[OutputTensor, ...]:
     return tuple(file_order(tensors))
 
 
-def branch_bytes(dim: Dimensions) -> int:
+def branch_bytes(dim: Dimensions, dtype: str = FP8) -> int:
     """The size of a branch's file, from its header alone."""
-    tensors = branch_tensors(dim)
+    tensors = branch_tensors(dim, dtype)
     return len(encode_header(tensors, {"format": "pt"})) + sum(t.nbytes for t in tensors)
 
 
@@ -114,26 +122,32 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
-def _code_pool(seed: int, size: int) -> memoryview:
-    """Random e4m3 codes, normally distributed over the range, none of them NaN."""
-    values = torch.randn(size, generator=_generator(seed, "pool"))
-    values.mul_(LARGEST_CODE / 4.5).clamp_(-LARGEST_CODE, LARGEST_CODE)
-    return values.to(torch.float8_e4m3fn).view(torch.uint8).numpy().data
+def _pool(seed: int, dtype: str, size: int) -> memoryview:
+    """The bytes of random weights, normally distributed, none of them NaN.
+
+    Codes of FP8 fill its range; weights in bfloat16 are as large as those codes times their scales.
+    """
+    count = size // (1 if dtype == FP8 else 2)
+    values = torch.randn(count, generator=_generator(seed, "pool"))
+    if dtype == FP8:
+        values.mul_(LARGEST_CODE / 4.5).clamp_(-LARGEST_CODE, LARGEST_CODE)
+        return values.to(torch.float8_e4m3fn).view(torch.uint8).numpy().data
+    return values.mul_(TYPICAL_WEIGHT).to(torch.bfloat16).view(torch.uint8).numpy().data
 
 
 def _small_tensor(tensor: OutputTensor, generator: torch.Generator) -> bytes:
     """A scale, a norm, a bias or an embedding: whatever is not a weight in codes."""
     normal = torch.randn(tensor.shape, generator=generator)
     if tensor.dtype == "float32":  # a scale: weights of about 0.02, rows that differ in size
-        values = (normal * 0.3).exp_().mul_(0.02 * 4.5 / LARGEST_CODE)
+        values = (normal * 0.3).exp_().mul_(TYPICAL_WEIGHT * 4.5 / LARGEST_CODE)
     elif "norm" in tensor.name:
         values = (1.0 + 0.1 * normal).to(torch.bfloat16)
     else:
-        values = (0.02 * normal).to(torch.bfloat16)
+        values = (TYPICAL_WEIGHT * normal).to(torch.bfloat16)
     return values.view(torch.uint8).numpy().tobytes()
 
 
-def _write_codes(file: BinaryIO, pool: memoryview, start: int, count: int) -> None:
+def _write_from_pool(file: BinaryIO, pool: memoryview, start: int, count: int) -> None:
     while count:
         piece = pool[start : start + count]
         file.write(piece)
@@ -142,7 +156,11 @@ def _write_codes(file: BinaryIO, pool: memoryview, start: int, count: int) -> No
 
 
 def write_branch(
-    path: Path, dim: Dimensions, seed: int, progress: Callable[[int], None] = lambda _: None
+    path: Path,
+    dim: Dimensions,
+    seed: int,
+    dtype: str = FP8,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Write one branch and return its size in bytes.
 
@@ -150,18 +168,21 @@ def write_branch(
         path: the safetensors file; its folder is made.
         dim: the shapes.
         seed: of every number in it; two branches need two seeds.
+        dtype: of the weights of linears.
         progress: called with the bytes of each tensor after it was written.
     """
-    tensors = branch_tensors(dim)
-    pool = _code_pool(seed, min(_POOL_BYTES, max(tensor.nbytes for tensor in tensors)))
+    tensors = branch_tensors(dim, dtype)
+    weights = {f"{module}.weight" for module, *_ in linears(dim)}
+    item = 1 if dtype == FP8 else 2
+    pool = _pool(seed, dtype, min(_POOL_BYTES, max(tensor.nbytes for tensor in tensors)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(encode_header(tensors, {"format": "pt"}))
         for tensor in tensors:
             generator = _generator(seed, tensor.name)
-            if tensor.dtype == "float8_e4m3fn":
-                start = int(torch.randint(len(pool), (), generator=generator))
-                _write_codes(file, pool, start, tensor.nbytes)
+            if tensor.name in weights:
+                start = int(torch.randint(len(pool) // item, (), generator=generator)) * item
+                _write_from_pool(file, pool, start, tensor.nbytes)
             else:
                 file.write(_small_tensor(tensor, generator))
             progress(tensor.nbytes)
@@ -190,13 +211,14 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="width, 1.0 is the real one")
     parser.add_argument("--layers", type=int, default=None, help="layers a branch (default: 34)")
     parser.add_argument("--branches", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--dtype", choices=DTYPES, default=FP8, help="of the linears' weights")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     dim = Dimensions.scaled(options.scale, options.layers)
     for number, branch in enumerate(BRANCHES[: options.branches]):
         path = options.out / branch / FILE_NAME
-        size = write_branch(path, dim, seed=2 * options.seed + number)
+        size = write_branch(path, dim, 2 * options.seed + number, options.dtype)
         write_config(path.with_name("config.json"), dim)
         print(f"{path}  {size:,} bytes")
 
