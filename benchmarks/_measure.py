@@ -11,28 +11,33 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 _BLOCK = 16 << 20
 _PAGE_CACHE_ADVICE = getattr(os, "POSIX_FADV_DONTNEED", None)
+_PREALLOCATE = getattr(os, "posix_fallocate", None)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A child process that ended well.
+    """A child process that ended.
 
     Attributes:
         seconds: wall time.
         cpu_seconds: user and system time of it and its children.
         peak_rss: most resident memory of it or of any one of its children, in bytes.
+        exit_status: 0 where it went well, negative for a signal.
     """
 
     seconds: float
     cpu_seconds: float
     peak_rss: int
+    exit_status: int = 0
 
 
 def run(command: Sequence[str | Path], quiet: bool = True) -> Run:
@@ -45,16 +50,64 @@ def run(command: Sequence[str | Path], quiet: bool = True) -> Run:
     Raises:
         SystemExit: it failed.
     """
+    measured = _measured(command, subprocess.DEVNULL if quiet else None, None)
+    if measured.exit_status:
+        line = " ".join(map(str, command))
+        raise SystemExit(f"{line}: exit status {measured.exit_status}")
+    return measured
+
+
+def attempt(
+    command: Sequence[str | Path],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    limit: float | None = None,
+) -> Run:
+    """Run a command that may fail, and measure it.
+
+    Args:
+        command: program and arguments.
+        log: file for all that it prints.
+        environment: all of its environment variables; ours where it is None.
+        limit: seconds after which it is killed.
+    """
+    with log.open("wb") as file:
+        return _measured(command, file, subprocess.STDOUT, environment, limit)
+
+
+def _measured(
+    command: Sequence[str | Path],
+    output: int | BinaryIO | None,
+    errors: int | None,
+    environment: Mapping[str, str] | None = None,
+    limit: float | None = None,
+) -> Run:
     started = time.perf_counter()
-    output = subprocess.DEVNULL if quiet else None
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment
+    )
+    timer = threading.Timer(limit or 0, process.kill)
+    if limit:
+        timer.start()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
+    timer.cancel()
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}: exit status {process.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return Run(seconds, cpu_seconds, usage.ru_maxrss * unit, process.returncode)
+
+
+def flush(folder: Path) -> float:
+    """Seconds to have all files below a folder on the disk; none where they are there already."""
+    started = time.perf_counter()
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    return time.perf_counter() - started
 
 
 def console_script(name: str) -> Path:
@@ -74,10 +127,18 @@ def forget_cached(paths: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-def plain_copy(sources: Sequence[Path], output: Path, output_bytes: int) -> float:
+def plain_copy(
+    sources: Sequence[Path], output: Path, output_bytes: int, preallocate: bool = False
+) -> float:
     """Seconds to read files in order and write ``output_bytes`` beside it, fsync included.
 
     One thread, one reused buffer of 16 MiB: what the disk asks of anyone who does nothing else.
+
+    Args:
+        sources: files to read.
+        output: file to write.
+        output_bytes: how many bytes it gets.
+        preallocate: have the system set its blocks aside first, where it can.
     """
     buffer = bytearray(_BLOCK)
     view = memoryview(buffer)
@@ -85,6 +146,8 @@ def plain_copy(sources: Sequence[Path], output: Path, output_bytes: int) -> floa
     seen = written = 0
     started = time.perf_counter()
     with output.open("wb", buffering=0) as target:
+        if preallocate and _PREALLOCATE is not None:
+            _PREALLOCATE(target.fileno(), 0, output_bytes)
         for path in sources:
             with path.open("rb", buffering=0) as source:
                 while count := source.readinto(buffer):
