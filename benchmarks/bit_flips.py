@@ -3,7 +3,8 @@
     python benchmarks/bit_flips.py --count 1000
 
 Converts a small checkpoint, flips one bit at a time anywhere in what was written, and says how many
-of the flips ``verify`` finds: by itself, and against the source.
+of the flips ``verify`` finds: by itself, and against the source. Then the same with what an
+interrupted conversion leaves, journal and plan included: going on must end in the right bytes.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from quantrecipe.converter import convert
 from quantrecipe.evaluate import verify
 from quantrecipe.schema.json_text import parse_json
 from quantrecipe.schema.lock import LOCK_NAME
+from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.validation import parse_recipe
 
 RECIPE: dict[str, Any] = {
@@ -79,7 +82,7 @@ def build(work: Path) -> Checkpoint:
     (source / "config.json").write_text(json.dumps(config, indent=2))
     vocabulary = {f"token-{number}": number for number in range(40)}
     (source / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
-    convert(parse_recipe(json.dumps(RECIPE), "recipe"), source, out)
+    convert(parsed(), source, out)
     return Checkpoint(source, out)
 
 
@@ -108,6 +111,41 @@ def field_of(text: bytes, byte: int) -> str | None:
     return None
 
 
+class _Enough(Exception):  # noqa: N818 - an end that was planned
+    pass
+
+
+def interrupt(made: Checkpoint) -> Path:
+    """Convert again, but not to the end; returns the folder that is left."""
+    told = []
+
+    def stop(count: int, name: str) -> None:
+        told.append(name)
+        if len(told) == 8:
+            raise _Enough
+
+    out = made.out.with_name("again")
+    with suppress(_Enough):
+        convert(parsed(), made.source, out, jobs=1, progress=stop)
+    return out.with_name("again.partial")
+
+
+def go_on(made: Checkpoint) -> bool:
+    """Go on from what lies there, to the end; whether that gives the right bytes."""
+    out = made.out.with_name("again")
+    convert(parsed(), made.source, out, jobs=1)
+    same = all(
+        path.read_bytes() == (out / path.relative_to(made.out)).read_bytes() for path in made.files
+    )
+    shutil.rmtree(out)
+    return same
+
+
+def parsed() -> Recipe:
+    """The recipe."""
+    return parse_recipe(json.dumps(RECIPE), "recipe")
+
+
 def main() -> None:
     """Flip, verify, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -115,33 +153,68 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chosen = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as work:
+        made = build(Path(work))
+        flip_output(made, arguments.count, chosen)
+        flip_journals(made, arguments.count, chosen)
+
+
+def flip_output(made: Checkpoint, count: int, chosen: random.Random) -> None:
+    """Flips in what was published, for ``verify`` to find."""
     found: Counter[str] = Counter()
     missed: list[str] = []
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as work:
-        made = build(Path(work))
-        assert verify(made.out, against=made.source).whole
-        files = made.files
-        sizes = [path.stat().st_size for path in files]
-        for _ in range(arguments.count):
-            (path,) = chosen.choices(files, sizes)
-            bit = chosen.randrange(path.stat().st_size * 8)
-            with flipped(path, bit):
-                if not verify(made.out).whole:
-                    found[f"{path.name}: by itself"] += 1
-                    continue
-                if not verify(made.out, against=made.source).whole:
-                    found[f"{path.name}: against its source"] += 1
-                    continue
-            where = field_of(path.read_bytes(), bit // 8) if path.name == LOCK_NAME else None
-            missed.append(f"{path.name} {where or f'byte {bit // 8}'} bit {bit % 8}")
-    for what, count in sorted(found.items()):
-        print(f"{count:6,}  {what}")
-    print(
-        f"{sum(found.values()):,} of {arguments.count:,} found ({time.monotonic() - started:.0f} s)"
-    )
+    assert verify(made.out, against=made.source).whole
+    for _ in range(count):
+        path, bit = choose(made.files, chosen)
+        with flipped(path, bit):
+            if not verify(made.out).whole:
+                found[f"{path.name}: by itself"] += 1
+                continue
+            if not verify(made.out, against=made.source).whole:
+                found[f"{path.name}: against its source"] += 1
+                continue
+        where = field_of(path.read_bytes(), bit // 8) if path.name == LOCK_NAME else None
+        missed.append(f"{path.name} {where or f'byte {bit // 8}'} bit {bit % 8}")
+    for what, number in sorted(found.items()):
+        print(f"{number:6,}  {what}")
+    print(f"{found.total():,} of {count:,} found ({time.monotonic() - started:.0f} s)")
     for what in missed:
         print(f"missed: {what}")
+
+
+def flip_journals(made: Checkpoint, count: int, chosen: random.Random) -> None:
+    """Flips in what an interrupted conversion left, to go on from."""
+    done: Counter[str] = Counter()
+    wrong: list[str] = []
+    started = time.monotonic()
+    partial = interrupt(made)
+    kept = partial.with_name("kept")
+    partial.rename(kept)
+    for _ in range(count):
+        shutil.copytree(kept, partial)
+        path, bit = choose(sorted(path for path in partial.rglob("*") if path.is_file()), chosen)
+        content = bytearray(path.read_bytes())
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        done[path.name] += 1
+        if not go_on(made):
+            wrong.append(f"{path.name} byte {bit // 8} bit {bit % 8}")
+    for what, number in sorted(done.items()):
+        print(f"{number:6,}  {what}: gone on from")
+    print(
+        f"{count - len(wrong):,} of {count:,} ended in the right bytes "
+        f"({time.monotonic() - started:.0f} s)"
+    )
+    for what in wrong:
+        print(f"wrong: {what}")
+
+
+def choose(files: list[Path], chosen: random.Random) -> tuple[Path, int]:
+    """A file, the larger the likelier, and a bit in it."""
+    files = [path for path in files if path.stat().st_size]
+    (path,) = chosen.choices(files, [path.stat().st_size for path in files])
+    return path, chosen.randrange(path.stat().st_size * 8)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import pytest
 import quantrecipe
 from quantrecipe.checkpoint.errors import OutputExists, SourceError
 from quantrecipe.converter.executors import ExecutorError
+from quantrecipe.converter.working import BrokenConverter
 from quantrecipe.formats import NonFinite, ScaleOutOfRange, Unrepresentable
+from quantrecipe.formats.proof import TargetNonFinite
 from quantrecipe.formats.refusals import OutOfRange
 from quantrecipe.schema.migrations import MigrationError
 from quantrecipe.schema.problems import InvalidInput, OutputError, Problem, QuantrecipeError
@@ -26,8 +28,10 @@ ERRORS = [
     SourceError(Path("a"), OSError(5, "failing"), "t"),
     MigrationError("stuck"),
     ExecutorError("away"),
+    BrokenConverter("theirs", "too short"),
     Unrepresentable("a hole", (1, 2)),
     NonFinite("a NaN", (3,)),
+    TargetNonFinite("a NaN", (3,)),
     OutOfRange("1e9", ()),
     ScaleOutOfRange("1e9", (0, 0)),
 ]

@@ -6,7 +6,7 @@ import errno
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -100,6 +100,18 @@ class SourceReader:
                 with self._borrow(info) as opened:
                     self._fill(opened, info, start, view)
 
+    def announce(self, info: TensorInfo, start: int, nbytes: int) -> None:
+        """Have the system fetch bytes of a tensor that will be read soon, where it listens.
+
+        It finds out by itself that a file is read from front to back, but not where several threads
+        read at several places. What is wrong with the file is told by ``read_into``.
+        """
+        if not nbytes or not hasattr(os, "posix_fadvise"):
+            return
+        with suppress(InvalidInput, SourceError, OSError), self._borrow(info) as opened:
+            place = info.offset + start
+            os.posix_fadvise(opened.file.fileno(), place, nbytes, os.POSIX_FADV_WILLNEED)
+
     def _fill(self, opened: _OpenFile, info: TensorInfo, start: int, view: memoryview) -> None:
         done = 0
         while done < len(view):
@@ -130,6 +142,8 @@ class SourceReader:
                 opened.users -= 1
 
     def _evict(self) -> None:
+        if len(self._open) <= self._max_open:
+            return
         for path in list(self._open):
             if len(self._open) <= self._max_open:
                 return

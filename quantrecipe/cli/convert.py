@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,10 @@ from quantrecipe.cli.running import reporting, run
 from quantrecipe.schema.problems import InvalidInput
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from quantrecipe.converter import Converter
+    from quantrecipe.converter.executors import ExecutorSpec
 
 
 class _Place(click.Path):
@@ -51,6 +57,27 @@ class _Place(click.Path):
     metavar="N",
     help="Threads to work with; as many as there are cores if left out.",
 )
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="D",
+    help="Where to compute: cpu, cuda, or several GPUs as in cuda:0,cuda:1. It never changes what "
+    "is written.",
+)
+@click.option(
+    "--executor",
+    default="threads",
+    show_default=True,
+    metavar="E",
+    help="Who works: threads, ray or dask; ray:ADDRESS or dask:ADDRESS for a running cluster.",
+)
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="Go on from what an interrupted conversion got done, and keep what this one gets done.",
+)
 @click.option("--force", is_flag=True, help="Replace files of the same names in the output folder.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output; no progress.")
 def convert(
@@ -61,6 +88,9 @@ def convert(
     converter: str,
     block_bytes: int | None,
     jobs: int | None,
+    device: str,
+    executor: str,
+    resume: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -76,10 +106,17 @@ def convert(
     from quantrecipe.cli.plan_view import plan_json, plan_text
     from quantrecipe.cli.progress import ProgressLine
     from quantrecipe.cli.summary import summary_json, summary_text
-    from quantrecipe.converter import DEFAULT_BLOCK_BYTES, carry_out, open_recipe, plan
+    from quantrecipe.converter import (
+        Means,
+        carry_out,
+        open_recipe,
+        plan,
+    )
 
     with reporting(as_json):
         worker = _find_converter(converter)
+        spec = _parse_executor(executor)
+        devices = _check_devices(device, here=spec.kind == "threads")
         loaded = open_recipe(recipe_name)
         planned = plan(loaded, source, converter=converter)
         if dry_run or out is None:
@@ -87,30 +124,68 @@ def convert(
             return
         for warning in planned.warnings:
             click.echo(f"warning: {warning}", err=True)
-        with loaded.locating(), ProgressLine(planned.source_bytes, quiet=as_json) as progress:
+        means = Means(block_bytes, jobs, devices)
+        with (
+            _executor(spec, jobs) as workers,
+            loaded.locating(),
+            ProgressLine(planned.source_bytes, quiet=as_json) as progress,
+        ):
             done = carry_out(
                 planned,
                 worker,
                 out,
-                block_bytes=block_bytes or DEFAULT_BLOCK_BYTES,
-                jobs=jobs,
+                replace(means, executor=workers, progress=progress.advance),
+                resume=resume,
                 force=force,
-                progress=progress.advance,
+                notice=progress.note,
             )
         click.echo(json.dumps(summary_json(done), indent=2) if as_json else summary_text(done))
+
+
+@contextmanager
+def _usage(option: str, *kinds: str) -> Iterator[None]:
+    """Within it, a problem of one of these kinds is a wrong use of an option."""
+    try:
+        yield
+    except InvalidInput as error:
+        (problem, *more) = error.problems
+        if more or problem.kind not in kinds:
+            raise
+        message = f"{problem.message}. {problem.hint}"
+        raise click.BadParameter(message, param_hint=repr(option)) from error
 
 
 def _find_converter(name: str) -> Converter:
     from quantrecipe.converter import find_converter
 
-    try:
+    with _usage("--converter", "unknown-converter"):
         return find_converter(name)
-    except InvalidInput as error:
-        (problem,) = error.problems
-        if problem.kind != "unknown-converter":
-            raise
-        message = f"{problem.message}. {problem.hint}"
-        raise click.BadParameter(message, param_hint="'--converter'") from error
+
+
+def _check_devices(names: str, *, here: bool) -> tuple[str, ...]:
+    from quantrecipe.converter import check_devices
+
+    with _usage("--device", "no-device"):
+        return check_devices(names, here=here)
+
+
+def _parse_executor(text: str) -> ExecutorSpec:
+    from quantrecipe.converter.executors import parse_executor
+
+    with _usage("--executor", "unknown-executor", "bad-address"):
+        return parse_executor(text)
+
+
+@contextmanager
+def _executor(spec: ExecutorSpec, jobs: int | None) -> Iterator[Executor | None]:
+    """The executor; ``None`` for the converter's own threads."""
+    from quantrecipe.converter.executors import open_executor
+
+    if spec.kind == "threads":
+        yield None
+        return
+    with open_executor(spec, jobs) as executor:
+        yield executor
 
 
 def main() -> None:

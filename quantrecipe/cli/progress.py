@@ -40,9 +40,19 @@ class ProgressLine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._wipe()
+
+    def note(self, text: str) -> None:
+        """Say something in a line of its own."""
+        self._wipe()
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def _wipe(self) -> None:
         if self._drawn:
             sys.stderr.write("\r" + " " * self._drawn + "\r")
             sys.stderr.flush()
+            self._drawn = 0
 
     def advance(self, count: int, name: str) -> None:
         """``count`` more bytes are done with; they were of ``name``."""

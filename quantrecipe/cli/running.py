@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ def run(command: click.Command) -> NoReturn:
     interrupted.
     """
     stdout = sys.stdout
+    # A scheduler that ends a job, or a closed terminal: the same way out as for Ctrl-C, so that
+    # what was done is kept and nothing is left half done.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = command.main(standalone_mode=False)
     except click.exceptions.Exit as leaving:

@@ -7,9 +7,16 @@ from torch import Tensor
 
 
 class Buffers:
-    """Scratch memory by purpose. A view is valid until the same purpose is asked for again."""
+    """Scratch memory by purpose. A view is valid until the same purpose is asked for again.
 
-    def __init__(self) -> None:
+    Args:
+        device: where it lies.
+        pinned: whether it is memory of the host that a GPU copies from and to by itself.
+    """
+
+    def __init__(self, device: str = "cpu", *, pinned: bool = False) -> None:
+        self._device = device
+        self._pinned = pinned
         self._bytes: dict[str, Tensor] = {}
 
     def view(self, purpose: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -19,7 +26,9 @@ class Buffers:
             count *= dim
         kept = self._bytes.get(purpose)
         if kept is None or kept.numel() < count:
-            kept = torch.empty(count, dtype=torch.uint8)
+            kept = torch.empty(
+                count, dtype=torch.uint8, device=self._device, pin_memory=self._pinned
+            )
             self._bytes[purpose] = kept
         return kept[:count].view(dtype).view(shape)
 

@@ -2,66 +2,73 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from quantrecipe.checkpoint import OutputWriter
 from quantrecipe.checkpoint.errors import some
-from quantrecipe.converter.protocol import Converter, ModuleResult
-from quantrecipe.schema.plan import Plan
-from quantrecipe.schema.problems import InvalidInput, OutputError, Problem
+from quantrecipe.converter.protocol import Converter, ErrorSums
+from quantrecipe.converter.units import Unit
+from quantrecipe.converter.working import BrokenConverter, UnitResult
+from quantrecipe.formats import sqnr_db
+from quantrecipe.schema.lock import WeightError
+from quantrecipe.schema.plan import Plan, PlannedModule
+from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import ScaledWeight
 
 
-def finish(output: OutputWriter, converter: Converter) -> None:
-    """Close the output, whole.
+@dataclass(frozen=True, slots=True)
+class ModuleResult:
+    """What was measured while a module was written.
+
+    Attributes:
+        part, name: which.
+        error: how far it is from its source; ``None`` if nothing was rounded to codes.
+    """
+
+    part: str
+    name: str
+    error: WeightError | None
+
+
+def module_results(
+    planned: Plan, units: Sequence[Unit], results: Sequence[UnitResult], converter: Converter
+) -> tuple[ModuleResult, ...]:
+    """What was measured, module by module, in the order of the plan.
 
     Raises:
-        OutputError: a tensor was not written to its end, or the system could not write.
+        BrokenConverter: a module whose numbers were rounded to codes was not measured.
     """
-    try:
-        output.finish()
-    except ValueError as error:
-        raise OutputError(
-            f"converter {converter.name!r} left its work undone; nothing was published\n  {error}"
-        ) from error
+    measured: dict[tuple[str, str], list[ErrorSums | None]] = {}
+    for unit, result in zip(units, results, strict=True):
+        measured.setdefault((unit.of.part, unit.of.name), []).append(result.error)
+    unmeasured: list[str] = []
+    found: list[ModuleResult] = []
+    for module in planned.modules:
+        errors = measured[module.part, module.name]
+        known = [error for error in errors if error is not None]
+        if _is_rounded(module) and len(known) < len(errors):
+            unmeasured.append(f"{module.part}: {module.name}")
+        total = weight_error(ErrorSums.total(known)) if _is_rounded(module) else None
+        found.append(ModuleResult(module.part, module.name, total))
+    if unmeasured:
+        raise BrokenConverter(converter.name, f"no error measured for {some(unmeasured)}")
+    return tuple(found)
 
 
-def check_complete(planned: Plan, results: tuple[ModuleResult, ...], converter: Converter) -> None:
-    """Every module is accounted for once, with its error where numbers were rounded to codes.
-
-    Raises:
-        OutputError: one is not.
-    """
-    wanted = Counter((module.part, module.name) for module in planned.modules)
-    given = Counter((result.part, result.name) for result in results)
-    measured = {(result.part, result.name) for result in results if result.error is not None}
-    unmeasured = [
-        (module.part, module.name)
-        for module in planned.modules
-        if isinstance(module.weight, ScaledWeight)
-        and not module.copied
-        and (module.part, module.name) not in measured
-    ]
-    faults = [
-        *_named("no result for", wanted - given),
-        *_named("a result too many for", given - wanted),
-        *(_named("no error measured for", unmeasured) if wanted == given else ()),
-    ]
-    if faults:
-        raise OutputError(
-            f"converter {converter.name!r} did not account for every module once; nothing was "
-            "published\n  " + "\n  ".join(faults)
-        )
+def weight_error(sums: ErrorSums) -> WeightError:
+    """The figures of the lock."""
+    sqnr = sqnr_db(sums.signal, sums.noise)
+    return WeightError(
+        sqnr_db=None if sqnr is None else round(sqnr, 2),
+        max_error_in_scales=round(sums.worst_in_scales, 6),
+    )
 
 
-def _named(what: str, modules: Iterable[tuple[str, str]]) -> Iterator[str]:
-    names = [f"{part}: {name}" for part, name in modules]
-    if names:
-        yield f"{what} {some(names)}"
+def _is_rounded(module: PlannedModule) -> bool:
+    return isinstance(module.weight, ScaledWeight) and not module.copied
 
 
-def check_bounds(planned: Plan, results: tuple[ModuleResult, ...]) -> None:
+def check_bounds(planned: Plan, results: Sequence[ModuleResult]) -> None:
     """What was measured is within the recipe's bounds.
 
     Raises:

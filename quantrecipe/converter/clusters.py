@@ -19,7 +19,6 @@ from functools import partial
 from threading import Condition, Thread
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
-import quantrecipe
 from quantrecipe.converter.executors import ExecutorError
 
 Arguments = ParamSpec("Arguments")
@@ -36,26 +35,15 @@ _KNOCK_SECONDS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call to be made on a worker that has this ``version`` of the package."""
+    """A call to be made on a worker."""
 
-    version: str
     function: Callable[..., Any]
     args: tuple[Any, ...]
     keywords: Mapping[str, Any]
 
 
 def make(call: Call) -> Any:
-    """Make the call, on a worker.
-
-    Raises:
-        ExecutorError: the worker has another version of this package.
-    """
-    here = quantrecipe.__version__
-    if here != call.version:
-        raise ExecutorError(
-            f"a worker has quantrecipe {here}, and this is {call.version}\n"
-            "  Install the same version on every machine of the cluster."
-        )
+    """Make the call, on a worker."""
     return call.function(*call.args, **call.keywords)
 
 
@@ -77,7 +65,6 @@ class ClusterExecutor(Executor):
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._version: str = quantrecipe.__version__
         self._changed = Condition()
         self._waiting: deque[tuple[Future[Any], Call]] = deque()
         self._running: set[Future[Any]] = set()
@@ -96,7 +83,7 @@ class ClusterExecutor(Executor):
         with self._changed:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            self._waiting.append((future, Call(self._version, fn, args, kwargs)))
+            self._waiting.append((future, Call(fn, args, kwargs)))
             self._changed.notify_all()
         return future
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from quantrecipe import __version__
-from quantrecipe.converter.protocol import Converter, ModuleResult
+from quantrecipe.converter.checking import ModuleResult
+from quantrecipe.converter.engine import Worked
+from quantrecipe.converter.protocol import Converter
 from quantrecipe.schema.canonical import lock_digest
 from quantrecipe.schema.lock import (
     Lock,
@@ -31,8 +33,7 @@ def make_lock(
     plan: Plan,
     converter: Converter,
     results: tuple[ModuleResult, ...],
-    digests: Digests,
-    outputs: tuple[OutputFile, ...],
+    worked: Worked,
     sidecars: Mapping[str, bytes],
 ) -> Lock:
     """The lock of a plan that was carried out; a pure function of what it is given.
@@ -41,10 +42,10 @@ def make_lock(
         plan: what was to be done.
         converter: who did it.
         results: the modules, measured.
-        digests: of every tensor, by its file and name.
-        outputs: the safetensors files.
+        worked: what was written, with digests.
         sidecars: every other file that is written, by path, but for the lock.
     """
+    digests = worked.tensors
     errors = {(result.part, result.name): result.error for result in results}
     unsigned = Lock(
         kind="lock",
@@ -59,11 +60,12 @@ def make_lock(
                 path=file.relative,
                 bytes=file.size,
                 header_sha256=file.header_sha256,
+                sha256=worked.sources[file.path],
             )
             for part in plan.parts
             for file in part.files
         ),
-        outputs=outputs,
+        outputs=worked.outputs,
         modules=tuple(
             _locked_module(module, digests, error=errors[module.part, module.name])
             for module in plan.modules

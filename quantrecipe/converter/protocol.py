@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from quantrecipe.checkpoint import OutputWriter
+from quantrecipe.checkpoint import SourceReader
+from quantrecipe.converter.units import Unit
+from quantrecipe.formats import RowErrors
 from quantrecipe.schema.capabilities import Capabilities
-from quantrecipe.schema.lock import WeightError
-from quantrecipe.schema.plan import Plan, PlannedTensor
+from quantrecipe.schema.lock import Role
 
-DEFAULT_BLOCK_BYTES = 4 << 20
+DEFAULT_BLOCK_BYTES = 16 << 20
 
 Progress = Callable[[int, str], None]
 """Called with the bytes of source tensors just finished with, and the name of their owner."""
+
+Write = Callable[[Role, memoryview], None]
+"""Called with a role of the unit and the next bytes of it."""
 
 
 def silent(count: int, name: str) -> None:
@@ -23,54 +29,75 @@ def silent(count: int, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One conversion, as a converter sees it.
+    """One unit of a conversion, as a converter sees it.
 
     Attributes:
-        plan: what to do; everything that could be refused from headers has been.
-        output: the files in the making; use ``write``.
+        unit: what to convert; everything that could be refused from headers has been.
+        reader: the source.
+        write: takes the bytes of each tensor that the unit writes (``unit.ranges``), by role, each
+            from its first byte to its last, in as many pieces as there are. A byte too many is a
+            ``ValueError``, one too few is noticed at the end.
+        statistics: the statistics file, where a scheme smooths.
         block_bytes: about how many bytes of float32 numbers to hold at a time; at least one row (or
             one row of blocks) is held whatever it says. It never changes what is written.
-        workers: how many threads may work at once, each with blocks of its own.
-        progress: to be told of every stretch of source that is done with.
+        compiled: whether compiled loops are worth starting for a source of this size.
+        device: where to compute, as torch calls it.
+        progress: to be told of stretches of source that are done with; what it was not told of is
+            told of when the unit is done.
     """
 
-    plan: Plan
-    output: OutputWriter
+    unit: Unit
+    reader: SourceReader
+    write: Write
+    statistics: Path | None = None
     block_bytes: int = DEFAULT_BLOCK_BYTES
+    compiled: bool = False
+    device: str = "cpu"
     progress: Progress = field(default=silent)
-    workers: int = 1
-
-    def write(self, tensor: PlannedTensor, offset: int, buffer: memoryview) -> None:
-        """Write ``buffer`` to a planned tensor, from byte ``offset`` of it on; every byte once.
-
-        Raises:
-            ValueError: outside of the tensor, or written before.
-            OutputError: the system could not write.
-        """
-        self.output.write(tensor.file, tensor.name, offset, buffer)
 
 
 @dataclass(frozen=True, slots=True)
-class ModuleResult:
-    """What was measured while a module was written.
+class ErrorSums:
+    """What storing numbers as codes cost, added up.
 
     Attributes:
-        part, name: which.
-        error: how far it is from its source; ``None`` if it was copied byte for byte.
+        signal: the sum of ``w^2``.
+        noise: the sum of ``(w - w_hat)^2``.
+        worst_in_scales: the largest ``abs(w - w_hat) / scale``.
     """
 
-    part: str
-    name: str
-    error: WeightError | None
+    signal: float
+    noise: float
+    worst_in_scales: float
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[RowErrors]) -> ErrorSums:
+        """Of row blocks; exactly rounded sums, so that no block size shows in them."""
+        kept = tuple(blocks)
+        return cls(
+            math.fsum(value for block in kept for value in block.signal.tolist()),
+            math.fsum(value for block in kept for value in block.noise.tolist()),
+            max((block.worst_in_scales for block in kept), default=0.0),
+        )
+
+    @classmethod
+    def total(cls, parts: Iterable[ErrorSums]) -> ErrorSums:
+        """Of several units, in whatever order."""
+        kept = tuple(parts)
+        return cls(
+            math.fsum(part.signal for part in kept),
+            math.fsum(part.noise for part in kept),
+            max((part.worst_in_scales for part in kept), default=0.0),
+        )
 
 
 @runtime_checkable
 class Converter(Protocol):
-    """Carries a plan out. Found by entry point (group ``quantrecipe.converters``), chosen by name.
+    """Carries units out. Found by entry point (group ``quantrecipe.converters``), chosen by name.
 
-    An instance is made without arguments. It must write every byte of every planned tensor through
-    ``job.write`` and yield one result a module, in any order. Two converters given the same plan
-    write the same bytes.
+    An instance is made without arguments, one for each thread or process that works, so scratch
+    memory can be kept in it. Two converters given the same unit write the same bytes, on any
+    machine, and as often as they are asked to.
     """
 
     @property
@@ -85,8 +112,11 @@ class Converter(Protocol):
     def capabilities(self) -> Capabilities:
         """What it can do; a recipe that asks for more is refused while planning."""
 
-    def convert(self, job: Job) -> Iterator[ModuleResult]:
-        """Write the output, module by module.
+    def convert(self, job: Job) -> ErrorSums | None:
+        """Write one unit.
+
+        Returns:
+            What was measured; ``None`` where nothing was rounded to codes.
 
         Raises:
             InvalidInput: the source's numbers cannot be converted (not finite, say).

@@ -2,68 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from quantrecipe import __version__
 from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter.buffers import as_memory
-from quantrecipe.converter.protocol import Job, ModuleResult
+from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import check_scales, naming
 from quantrecipe.converter.smoothing import smoothquant_factors
-from quantrecipe.converter.streaming import read_input_absmax, weight_error
+from quantrecipe.converter.streaming import read_input_absmax
 from quantrecipe.formats import cast, dequantize, quantize, row_errors, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.schema.capabilities import BUILT_IN
-from quantrecipe.schema.plan import PlannedModule
+from quantrecipe.schema.plan import PlannedModule, PlannedOther
 from quantrecipe.schema.schemes import PlainWeight
 from quantrecipe.schema.tensors import TensorInfo
 
 
 class ReferenceConverter:
-    """Reads each module whole, and writes it whole; every other converter must match its bytes."""
+    """Reads each unit's tensors whole; every other converter must match its bytes."""
 
     name = "reference"
     version = __version__
     capabilities = BUILT_IN
 
-    def convert(self, job: Job) -> Iterator[ModuleResult]:
+    def convert(self, job: Job) -> ErrorSums | None:
         """See ``Converter.convert``. Memory grows with the largest module."""
-        with SourceReader(job.plan.source_files) as reader:
-            for module in job.plan.modules:
-                yield _module(job, reader, module)
-                job.progress(module.source.nbytes, module.name)
-            for other in job.plan.others:
-                job.write(other.output, 0, memoryview(_read_bytes(reader, other.source)))
-                job.progress(other.source.nbytes, other.name)
+        of, unit = job.unit.of, job.unit
+        if isinstance(of, PlannedOther):
+            content = _read_bytes(job.reader, of.source)
+            job.write("other", memoryview(content)[unit.start : unit.stop])
+            return None
+        for role, part in unit.ranges().items():
+            if role == "bias" or of.copied:
+                start = part.position - of.outputs[role].offset
+                content = _read_bytes(job.reader, of.source.tensors[role])
+                job.write(role, memoryview(content)[start : start + part.nbytes])
+        return None if of.copied else _convert(job, of)
 
 
-def _module(job: Job, reader: SourceReader, module: PlannedModule) -> ModuleResult:
-    for role, output in module.outputs.items():
-        if role == "bias" or module.copied:
-            job.write(output, 0, memoryview(_read_bytes(reader, module.source.tensors[role])))
-    if module.copied:
-        return ModuleResult(module.part, module.name, None)
+def _convert(job: Job, module: PlannedModule) -> ErrorSums | None:
+    rows = slice(job.unit.start, job.unit.stop)
     source = module.source.tensors["weight"]
     with naming(source):
-        weight = _decode(reader, module)
+        weight = _decode(job.reader, module)
         if isinstance(module.weight, PlainWeight):
-            job.write(module.outputs["weight"], 0, as_memory(cast(weight, module.weight.format)))
-            return ModuleResult(module.part, module.name, None)
+            job.write("weight", as_memory(cast(weight, module.weight.format)[rows]))
+            return None
         weight = to_float32(weight)
-        if module.smoothing is not None and job.plan.statistics is not None:
-            inputs = read_input_absmax(job.plan.statistics, module)
+        if module.smoothing is not None and job.statistics is not None:
+            inputs = read_input_absmax(job.statistics, module)
             factors = smoothquant_factors(inputs, weight.abs().amax(0), module.smoothing.alpha)
-            job.write(module.outputs["smoothing"], 0, as_memory(factors))
+            job.write("smoothing", as_memory(factors))
             weight = weight * factors
         quantized = quantize(weight, module.weight)
     assert quantized.scale is not None
-    job.write(module.outputs["weight"], 0, as_memory(quantized.codes))
-    job.write(module.outputs["weight_scale"], 0, as_memory(quantized.scale))
-    errors = row_errors(weight, quantized.codes, quantized.scale, module.weight)
-    return ModuleResult(module.part, module.name, weight_error(*errors))
+    height, _ = module.weight.group_shape(*weight.shape)
+    grid = slice(rows.start // height, -(-rows.stop // height))
+    weight, codes, scale = weight[rows], quantized.codes[rows], quantized.scale[grid]
+    job.write("weight", as_memory(codes))
+    job.write("weight_scale", as_memory(scale))
+    return ErrorSums.of_blocks([row_errors(weight, codes, scale, module.weight)])
 
 
 def _decode(reader: SourceReader, module: PlannedModule) -> Tensor:

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantrecipe.checkpoint import OutputWriter, Staging, check_destination, digests
+from quantrecipe.checkpoint import Staging, check_destination, lay_out, locate
 from quantrecipe.checkpoint.durable import output_error
-from quantrecipe.converter.checking import check_bounds, check_complete, finish
-from quantrecipe.converter.locking import Digests, make_lock
+from quantrecipe.converter.checking import check_bounds, module_results
+from quantrecipe.converter.devices import CPU, check_devices
+from quantrecipe.converter.engine import Means, Worked, work
+from quantrecipe.converter.locking import make_lock
 from quantrecipe.converter.planning import RecipeLike, open_recipe, plan
-from quantrecipe.converter.protocol import (
-    DEFAULT_BLOCK_BYTES,
-    Converter,
-    Job,
-    Progress,
-    silent,
+from quantrecipe.converter.protocol import Converter, Progress, silent
+from quantrecipe.converter.resuming import (
+    Earlier,
+    Notice,
+    plan_key,
+    plan_record,
+    still_there,
+    take_up,
 )
 from quantrecipe.converter.selection import find_converter
 from quantrecipe.converter.sidecars import Sidecar, find_sidecars
-from quantrecipe.converter.workers import available_cores
+from quantrecipe.converter.units import cut
+from quantrecipe.converter.working import BrokenConverter
 from quantrecipe.schema.canonical import document_bytes
-from quantrecipe.schema.lock import LOCK_NAME, Lock, OutputFile
-from quantrecipe.schema.placement import shard_of
+from quantrecipe.schema.lock import LOCK_NAME, RECIPE_NAME, Lock
 from quantrecipe.schema.plan import Plan
-from quantrecipe.schema.problems import OutputError
-
-RECIPE_NAME = "recipe.json"
+from quantrecipe.schema.problems import InvalidInput, OutputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +52,24 @@ class Conversion:
     seconds: float
 
 
+def unheard(text: str) -> None:
+    """A ``Notice`` that nobody reads."""
+
+
 def convert(
     recipe: RecipeLike,
     source: Path | str | None,
     out: Path | str,
     *,
     converter: str = "streaming",
-    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    block_bytes: int | None = None,
     jobs: int | None = None,
+    device: str = CPU,
+    executor: Executor | None = None,
+    resume: bool = True,
     force: bool = False,
     progress: Progress = silent,
+    notice: Notice = unheard,
 ) -> Conversion:
     """Convert a checkpoint as a recipe says, into a folder that appears only when it is whole.
 
@@ -67,25 +78,36 @@ def convert(
         source: the root of the source, or one safetensors file; ``None``: where the recipe says.
         out: the output folder.
         converter: the name of whoever carries it out.
-        block_bytes: about how many bytes of numbers to hold at a time; it never changes a byte.
+        block_bytes: about how many bytes of numbers to hold at a time; ``None``: what suits the
+            device. It never changes a byte.
         jobs: threads to work with; ``None``: as many as there are cores. It never changes a byte.
+        device: where to compute: ``cpu``, ``cuda``, or several as in ``cuda:0,cuda:1``. It never
+            changes a byte.
+        executor: any ``concurrent.futures.Executor`` to work in place of threads; its workers must
+            see source and output under the same paths, and have the same version of this package.
+        resume: whether to go on from what an interrupted attempt got done, and to keep what this
+            one got done if it is interrupted.
         force: whether files of the same names in ``out`` are replaced.
         progress: called with bytes done and the module's name.
+        notice: called with what a user may want to know: that work is taken up, or why it is not.
 
     Raises:
         InvalidInput: the recipe, the source or a bound does not hold; nothing is published.
         OutputError: the output cannot be written.
     """
     loaded = open_recipe(recipe)
+    means = Means(
+        block_bytes, jobs, check_devices(device, here=executor is None), executor, progress
+    )
     with loaded.locating():
         return carry_out(
             plan(loaded, source, converter=converter),
             find_converter(converter),
             Path(out),
-            block_bytes=block_bytes,
-            jobs=jobs,
+            means,
+            resume=resume,
             force=force,
-            progress=progress,
+            notice=notice,
         )
 
 
@@ -93,61 +115,83 @@ def carry_out(
     planned: Plan,
     converter: Converter,
     out: Path,
+    means: Means | None = None,
     *,
-    block_bytes: int = DEFAULT_BLOCK_BYTES,
-    jobs: int | None = None,
+    resume: bool = True,
     force: bool = False,
-    progress: Progress = silent,
+    notice: Notice = unheard,
 ) -> Conversion:
     """Carry out a plan. See ``convert``."""
-    if block_bytes < 1:
-        raise ValueError(f"block_bytes is {block_bytes}, but at least one byte must be held")
-    workers = available_cores() if jobs is None else jobs
-    if workers < 1:
-        raise ValueError(f"{workers} jobs do no work")
+    means = means or Means()
     started = time.monotonic()
     sidecars = find_sidecars(planned)
     paths = _output_paths(planned, sidecars)
     kept = _read_from(planned, sidecars)
     _keep_source(kept, out, paths)
     check_destination(out, paths, force)
-    stale = [path for path in _paths_of_old_lock(out) if (out / path).resolve() not in kept]
-    with Staging(out) as staging:
-        with OutputWriter(planned.files, staging.folder) as output:
-            job = Job(planned, output, block_bytes, progress, workers)
-            results = tuple(converter.convert(job))
-            check_complete(planned, results, converter)
+    record = plan_record(planned, converter)
+    with Staging(out, f"output-{plan_key(record)}") as staging:
+        try:
+            earlier = take_up(staging, record, resume=resume, notice=notice)
+            worked = _work(planned, converter, staging, earlier, means, notice)
+            results = module_results(planned, cut(planned), worked.units, converter)
             check_bounds(planned, results)
-            finish(output, converter)
-        small = {sidecar.path: sidecar.content for sidecar in sidecars} | {**planned.extra_files}
-        small[RECIPE_NAME] = document_bytes(planned.recipe.to_json_value())
-        for path, content in small.items():
-            _put(staging.folder, path, content)
-        outputs, tensors = _digests(planned, staging.folder)
-        lock = make_lock(planned, converter, results, tensors, outputs, small)
-        _put(staging.folder, LOCK_NAME, document_bytes(lock.to_json_value()))
-        staging.publish(force=force, lock=LOCK_NAME, order=paths, stale=stale)
+            small = _small_files(planned, sidecars)
+            lock = make_lock(planned, converter, results, worked, small)
+            small[LOCK_NAME] = document_bytes(lock.to_json_value())
+            for path, content in small.items():
+                _put(staging.folder, path, content)
+            old = staging.replaced_lock(LOCK_NAME)
+            stale = [path for path in _paths_of(old) if (out / path).resolve() not in kept]
+            staging.publish(force=force, lock=LOCK_NAME, order=paths, stale=stale)
+        except BaseException as error:
+            staging.keep &= resume and _may_succeed_later(error)
+            if staging.keep:
+                notice(
+                    f"what was done is kept in {staging.root}; the same command goes on from there"
+                )
+            raise
     return Conversion(
         out, lock, planned.source_bytes, planned.output_bytes, time.monotonic() - started
     )
 
 
-def _digests(planned: Plan, folder: Path) -> tuple[tuple[OutputFile, ...], Digests]:
-    """Digests of what lies on the disk, not of what was meant to be written."""
-    outputs: list[OutputFile] = []
-    tensors: dict[tuple[str, str], str] = {}
-    for file in planned.files:
-        ranges = {
-            name: (file.offsets[name], tensor.nbytes) for name, tensor in file.tensors.items()
-        }
-        whole, each = digests(folder.joinpath(*file.path.split("/")), ranges)
-        outputs.append(OutputFile(path=file.path, bytes=file.size, sha256=whole))
-        tensors.update(((file.path, name), digest) for name, digest in each.items())
-    return tuple(outputs), tensors
+def _work(
+    planned: Plan,
+    converter: Converter,
+    staging: Staging,
+    earlier: Earlier,
+    means: Means,
+    notice: Notice,
+) -> Worked:
+    units = cut(planned)
+    lay_out(planned.files, staging.folder)
+    if earlier.units:
+        there = still_there(staging.folder, units, earlier, means.workers)
+        earlier = Earlier({result.index: result for result in there}, earlier.sources)
+        notice(f"going on: {len(earlier.units):,} of {len(units):,} units were done")
+    staging.keep = bool(earlier.units)
+    return work(planned, units, converter, staging, earlier, means)
+
+
+def _may_succeed_later(error: BaseException) -> bool:
+    """Whether the same command could go on from here: not where recipe or numbers are refused."""
+    if not isinstance(error, InvalidInput):
+        return not isinstance(error, BrokenConverter)
+    return all(problem.kind == "source-changed" for problem in error.problems)
+
+
+def _small_files(planned: Plan, sidecars: tuple[Sidecar, ...]) -> dict[str, bytes]:
+    """Everything beside the tensors, but for the lock, which vouches for it."""
+    return {
+        **{sidecar.path: sidecar.content for sidecar in sidecars},
+        **planned.extra_files,
+        RECIPE_NAME: document_bytes(planned.recipe.to_json_value()),
+    }
 
 
 def _put(folder: Path, path: str, content: bytes) -> None:
-    target = folder.joinpath(*path.split("/"))
+    target = locate(folder, path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
@@ -185,12 +229,10 @@ def _keep_source(kept: frozenset[Path], out: Path, paths: tuple[str, ...]) -> No
             )
 
 
-def _paths_of_old_lock(out: Path) -> tuple[str, ...]:
-    """Files that an earlier conversion into the same folder wrote, the index of shards included."""
+def _paths_of(lock: Path) -> tuple[str, ...]:
+    """Files that an earlier conversion into the same folder wrote."""
     try:
-        document = json.loads((out / LOCK_NAME).read_text("utf-8"))
-        paths = [str(entry["path"]) for entry in document["outputs"]]
+        document = json.loads(lock.read_text("utf-8"))
+        return tuple(str(entry["path"]) for entry in document["outputs"] + document["sidecars"])
     except (OSError, ValueError, KeyError, TypeError):
         return ()
-    indexes = {f"{whole}.index.json" for whole in map(shard_of, paths) if whole is not None}
-    return (*paths, *sorted(indexes))

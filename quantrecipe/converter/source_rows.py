@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -15,21 +13,6 @@ from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
-
-
-def row_multiple(module: StoredModule) -> int:
-    """Rows that must stay together to be decoded."""
-    weight = module.weight
-    return 1 if isinstance(weight, PlainWeight) else get_format(weight).row_multiple(weight)
-
-
-def row_blocks(
-    rows: int, columns: int, multiple: int, block_bytes: int
-) -> Iterator[tuple[int, int]]:
-    """Cut ``rows`` into about ``block_bytes`` of float32 each, at multiples of ``multiple``."""
-    step = max(1, block_bytes // max(1, 4 * columns * multiple)) * multiple
-    for start in range(0, rows, step):
-        yield start, min(rows, start + step)
 
 
 def read_slice(

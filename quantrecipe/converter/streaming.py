@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Lock
 
 import torch
 from torch import Tensor
 
 from quantrecipe import __version__
 from quantrecipe.checkpoint import SourceReader, read_header
-from quantrecipe.converter.buffers import Buffers, as_memory
+from quantrecipe.converter.buffers import as_memory
+from quantrecipe.converter.devices import CPU, Device
 from quantrecipe.converter.planning import statistics_tensor
-from quantrecipe.converter.protocol import Job, ModuleResult
+from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.smoothing import smoothquant_factors
-from quantrecipe.converter.source_rows import SourceRows, read_slice, row_blocks, row_multiple
-from quantrecipe.converter.workers import Workers
-from quantrecipe.formats import cast, get_format, sqnr_db
+from quantrecipe.converter.source_rows import SourceRows, read_slice
+from quantrecipe.converter.units import row_blocks, row_multiple
+from quantrecipe.formats import RowErrors, cast, get_format
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.refusals import first_index
-from quantrecipe.formats.transform import COMPILED_PAYS_FROM_BYTES, BlockTransform, block_transform
+from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.capabilities import BUILT_IN
-from quantrecipe.schema.lock import WeightError
-from quantrecipe.schema.plan import PlannedModule, PlannedTensor
+from quantrecipe.schema.lock import Role
+from quantrecipe.schema.plan import PlannedModule, PlannedOther
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight
 from quantrecipe.schema.tensors import TensorInfo
@@ -41,121 +38,107 @@ class StreamingConverter:
     version = __version__
     capabilities = BUILT_IN
 
-    def convert(self, job: Job) -> Iterator[ModuleResult]:
-        """See ``Converter.convert``. Memory is set by ``job.block_bytes``, whatever the model."""
-        plan, telling = job.plan, Lock()
-        compiled = plan.source_bytes >= COMPILED_PAYS_FROM_BYTES
+    def __init__(self) -> None:
+        self._device = Device(CPU)
 
-        def progress(count: int, name: str) -> None:
-            workers.check()
-            with telling:
-                job.progress(count, name)
-
-        with one_thread(), SourceReader(plan.source_files) as reader:
-            shared = replace(job, progress=progress)
-            workers = Workers(job.workers, lambda: _Work(shared, reader, compiled))
-            tasks: list[Callable[[_Work], ModuleResult | None]] = [
-                partial(_Work.module, module=module) for module in plan.modules
-            ]
-            tasks += [
-                partial(_Work.copy, source=other.source, output=other.output)
-                for other in plan.others
-            ]
-            yield from (result for result in workers.run(tasks) if result is not None)
+    def convert(self, job: Job) -> ErrorSums | None:
+        """See ``Converter.convert``. Memory is set by ``job.block_bytes``, whatever the unit."""
+        if self._device.name != job.device:
+            self._device = Device(job.device)
+        with self._device.working():
+            return _Work(job, self._device).run()
 
 
-@dataclass(slots=True)
 class _Work:
-    job: Job
-    reader: SourceReader
-    compiled: bool
-    buffers: Buffers = field(default_factory=Buffers)
+    """One unit."""
 
-    def module(self, module: PlannedModule) -> ModuleResult:
-        error = None
+    def __init__(self, job: Job, device: Device) -> None:
+        self.job = job
+        self.unit = job.unit
+        self.device = device
+        self.buffers = device.host
+
+    def run(self) -> ErrorSums | None:
+        module = self.unit.of
+        if isinstance(module, PlannedOther):
+            self._copy("other", module.source, self.unit.start, self.unit.stop)
+            return None
         if module.copied:
-            for role, tensor in module.outputs.items():
-                self.copy(module.source.tensors[role], tensor)
-            self._settle(module)
-            return ModuleResult(module.part, module.name, None)
+            for role, part in self.unit.ranges().items():
+                start = part.position - module.outputs[role].offset
+                self._copy(role, module.source.tensors[role], start, start + part.nbytes)
+            return None
+        if "bias" in module.outputs and self.unit.first:
+            bias = module.source.tensors["bias"]
+            self._copy("bias", bias, 0, bias.nbytes)
         if isinstance(module.weight, PlainWeight):
             self._cast(module, module.weight)
-        else:
-            error = self._quantize(module, module.weight)
-        if "bias" in module.outputs:
-            self.copy(module.source.tensors["bias"], module.outputs["bias"])
-        self._settle(module)
-        return ModuleResult(module.part, module.name, error)
+            return None
+        return self._quantize(module, module.weight)
 
-    def _settle(self, module: PlannedModule) -> None:
-        """Tell of what was read beside the weight, so that progress ends at the whole."""
-        told = {"weight", *module.outputs} if module.copied else {"weight", "bias"}
-        rest = [info.nbytes for role, info in module.source.tensors.items() if role not in told]
-        self.job.progress(sum(rest), module.name)
+    def _copy(self, role: Role, source: TensorInfo, start: int, stop: int) -> None:
+        """Carry bytes of a tensor over as they are."""
+        for first in range(start, stop, self.job.block_bytes):
+            last = min(stop, first + self.job.block_bytes)
+            piece = self.buffers.view("copy", (last - first,), torch.uint8)
+            self.job.reader.read_into(source, first, as_memory(piece))
+            self.job.write(role, as_memory(piece))
+            self.job.progress(last - first, source.name)
 
-    def copy(self, source: TensorInfo, output: PlannedTensor) -> None:
-        """Carry a tensor over byte for byte."""
-        step = self.job.block_bytes
-        for start in range(0, source.nbytes, step):
-            stop = min(source.nbytes, start + step)
-            piece = self.buffers.view("copy", (stop - start,), torch.uint8)
-            self.reader.read_into(source, start, as_memory(piece))
-            self.job.write(output, start, as_memory(piece))
-            self.job.progress(stop - start, source.name)
-
-    def _write_rows(self, output: PlannedTensor, first: int, rows: Tensor) -> None:
-        """Write rows ``[rows, columns]`` of a tensor, the first of which is row ``first`` of it."""
-        offset = first * rows.shape[1] * rows.dtype.itemsize
-        self.job.write(output, offset, as_memory(rows))
-
-    def _blocks(self, module: PlannedModule, multiple: int = 1) -> Iterator[tuple[int, int]]:
-        source = module.source
-        multiple = math.lcm(multiple, row_multiple(source))
-        return row_blocks(source.out_features, source.in_features, multiple, self.job.block_bytes)
+    def _blocks(self, module: PlannedModule) -> Iterator[tuple[int, int]]:
+        multiple = math.lcm(row_multiple(module.source.weight), row_multiple(module.weight))
+        columns, size = module.source.in_features, self.job.block_bytes
+        return row_blocks(self.unit.start, self.unit.stop, columns, multiple, size)
 
     def _rows(self, module: PlannedModule) -> SourceRows:
-        return SourceRows(module.source, self.reader, self.buffers)
+        return SourceRows(module.source, self.job.reader, self.buffers)
 
     def _advance(self, module: PlannedModule, rows: int) -> None:
         weight = module.source.tensors["weight"]
         self.job.progress(rows * (weight.nbytes // module.source.out_features), module.name)
 
     def _cast(self, module: PlannedModule, weight: PlainWeight) -> None:
-        rows, output = self._rows(module), module.outputs["weight"]
+        rows = self._rows(module)
         direct = isinstance(module.source.weight, PlainWeight)
         for start, stop in self._blocks(module):
             block = rows.codes(start, stop) if direct else rows.read(start, stop)
             target = self.buffers.view("cast", tuple(block.shape), TORCH_DTYPES[weight.format])
             with naming(module.source.tensors["weight"], start):
                 cast(block, weight.format, out=target)
-            self._write_rows(output, start, target)
+            self.job.write("weight", as_memory(target))
             self._advance(module, stop - start)
 
-    def _quantize(self, module: PlannedModule, weight: AnyScaledWeight) -> WeightError:
-        fmt, rows, source = get_format(weight), self._rows(module), module.source.tensors["weight"]
-        transform = block_transform(module.source.weight, weight, prefer_compiled=self.compiled)
+    def _stored(self, rows: SourceRows, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """A block as the source stores it, on the device."""
+        codes, scales = rows.stored(start, stop)
+        moved = None if scales is None else self.device.take("scales in", scales)
+        return self.device.take("codes in", codes), moved
+
+    def _quantize(self, module: PlannedModule, weight: AnyScaledWeight) -> ErrorSums:
+        rows, source = self._rows(module), module.source.tensors["weight"]
+        transform = block_transform(module.source.weight, weight, prefer_compiled=self.job.compiled)
         factors = self._smoothing_factors(module, rows, transform)
         whole = weight.granularity == "tensor"
         scale = self._tensor_scale(module, weight, rows, transform, factors) if whole else None
-        signal, noise, worst = [], [], 0.0
-        for start, stop in self._blocks(module, fmt.row_multiple(weight)):
-            first, shape = start // fmt.row_multiple(weight), (stop - start, rows.columns)
-            stored, stored_scales = rows.stored(start, stop)
-            codes = self.buffers.view("codes out", shape, fmt.code_dtype)
+        errors: list[RowErrors] = []
+        for start, stop in self._blocks(module):
+            shape = (stop - start, rows.columns)
+            stored = self._stored(rows, start, stop)
+            memory = self.device.memory
+            codes = memory.view("codes out", shape, get_format(weight).code_dtype)
             if not whole:
                 grid = weight.scale_grid(*shape)
-                scale = self.buffers.view("scales out", grid, TORCH_DTYPES[weight.scale_dtype])
+                scale = memory.view("scales out", grid, TORCH_DTYPES[weight.scale_dtype])
             assert scale is not None
-            with naming(source, start, first):
-                errors = transform(stored, stored_scales, factors, codes, scale)
+            with naming(source, start, start // row_multiple(weight)):
+                found = transform(*stored, factors, codes, scale)
+            out = self.device.give("out", codes, scale, found.signal, found.noise)
+            self.job.write("weight", as_memory(out[0]))
             if not whole:
-                self._write_rows(module.outputs["weight_scale"], first, scale)
-            self._write_rows(module.outputs["weight"], start, codes)
-            signal.append(errors.signal)
-            noise.append(errors.noise)
-            worst = max(worst, errors.worst_in_scales)
+                self.job.write("weight_scale", as_memory(out[1]))
+            errors.append(RowErrors(out[2].clone(), out[3].clone(), found.worst_in_scales))
             self._advance(module, stop - start)
-        return weight_error(torch.cat(signal), torch.cat(noise), worst)
+        return ErrorSums.of_blocks(errors)
 
     def _tensor_scale(
         self,
@@ -166,42 +149,32 @@ class _Work:
         factors: Tensor | None,
     ) -> Tensor:
         """One scale for the weight needs the maximum of all of it first."""
-        amax = torch.zeros(1, 1)
+        amax: Tensor | None = None
         for start, stop in self._blocks(module):
             with naming(module.source.tensors["weight"], start):
-                largest = transform.absmax(*rows.stored(start, stop), factors)
-            torch.maximum(amax, largest, out=amax)
+                largest = transform.absmax(*self._stored(rows, start, stop), factors)
+            amax = largest if amax is None else torch.maximum(amax, largest)
+        assert amax is not None
         with naming(module.source.tensors["weight"]):
             scale = get_format(weight).scales(amax, weight)
-        self.job.write(module.outputs["weight_scale"], 0, as_memory(scale))
+        self.job.write("weight_scale", as_memory(scale.cpu()))
         return scale
 
     def _smoothing_factors(
         self, module: PlannedModule, rows: SourceRows, transform: BlockTransform
     ) -> Tensor | None:
-        smoothing, statistics = module.smoothing, self.job.plan.statistics
+        smoothing, statistics = module.smoothing, self.job.statistics
         if smoothing is None or statistics is None:
             return None
-        weight_absmax = torch.zeros(rows.columns)
+        weight_absmax = torch.zeros(rows.columns, device=self.device.name)
         for start, stop in self._blocks(module):
             with naming(module.source.tensors["weight"], start):
-                transform.column_absmax(*rows.stored(start, stop), weight_absmax)
+                transform.column_absmax(*self._stored(rows, start, stop), weight_absmax)
         inputs = read_input_absmax(statistics, module)
-        factors = smoothquant_factors(inputs, weight_absmax, smoothing.alpha)
+        factors = smoothquant_factors(inputs, weight_absmax.cpu(), smoothing.alpha)
         if smoothing.apply == "online":
-            self.job.write(module.outputs["smoothing"], 0, as_memory(factors))
-        return factors
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Blocks stay in one core's cache: more threads for one block only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+            self.job.write("smoothing", as_memory(factors))
+        return factors.to(self.device.name)
 
 
 def read_input_absmax(statistics: Path, module: PlannedModule) -> Tensor:
@@ -227,12 +200,3 @@ def read_input_absmax(statistics: Path, module: PlannedModule) -> Tensor:
             )
         )
     return values.amax(0)
-
-
-def weight_error(signal: Tensor, noise: Tensor, worst: float) -> WeightError:
-    """The figures of the lock: decibels to two decimals, so that no block size shows in them."""
-    sqnr = sqnr_db(signal, noise)
-    return WeightError(
-        sqnr_db=None if sqnr is None else round(sqnr, 2),
-        max_error_in_scales=round(worst, 6),
-    )

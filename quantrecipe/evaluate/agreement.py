@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from quantrecipe.evaluate.locked import is_below
-from quantrecipe.evaluate.sidecars import RECIPE_NAME, shard_indexes
+from quantrecipe.evaluate.sidecars import shard_indexes
 from quantrecipe.schema.dtypes import DTYPES, byte_size
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
 from quantrecipe.schema.layout_writing import module_tensors, other_name, refusal
-from quantrecipe.schema.lock import LOCK_NAME, Lock, LockedModule, LockedTensor
+from quantrecipe.schema.lock import LOCK_NAME, RECIPE_NAME, Lock, LockedModule, LockedTensor
 from quantrecipe.schema.placement import shard_of
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.recipe import Recipe

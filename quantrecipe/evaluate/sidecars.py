@@ -6,18 +6,15 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from quantrecipe.checkpoint import SourceError
 from quantrecipe.checkpoint.folder import INDEX_SUFFIX, SUFFIX
 from quantrecipe.evaluate.locked import AGAIN, is_below, rewritten
 from quantrecipe.schema.canonical import document_bytes, recipe_digest
-from quantrecipe.schema.lock import Lock, OutputFile
+from quantrecipe.schema.lock import RECIPE_NAME, Lock, OutputFile
 from quantrecipe.schema.placement import shard_of
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.validation import parse_recipe
-
-RECIPE_NAME: Final = "recipe.json"
 
 
 def check_sidecars(folder: Path, lock: Lock) -> Iterator[Problem]:

@@ -19,6 +19,8 @@ from quantrecipe.schema.schemes import DynamicActivation, SmoothQuant, Weight
 
 LOCK_VERSION = 1
 LOCK_NAME = "recipe.lock.json"
+RECIPE_NAME = "recipe.json"
+"""The copy of the recipe beside the lock."""
 
 Role = Literal["weight", "weight_scale", "smoothing", "bias", "other"]
 Disposition = Literal["quantized", "protected", "passthrough"]
@@ -152,6 +154,7 @@ class Lock(Model):
 __all__ = [
     "LOCK_NAME",
     "LOCK_VERSION",
+    "RECIPE_NAME",
     "Disposition",
     "Lock",
     "LockedModule",

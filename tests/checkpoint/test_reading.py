@@ -74,6 +74,25 @@ def test_many_threads_share_few_open_files(tmp_path: Path) -> None:
         assert len(reader._open) <= 2 + 8
 
 
+@pytest.mark.usefixtures("system")
+def test_what_is_announced_is_read_as_if_it_had_not_been(path: Path) -> None:
+    info = read_header(path)
+    buffer = bytearray(400)
+    with SourceReader([info]) as reader:
+        reader.announce(info.tensors["a"], 100, 300)
+        reader.announce(info.tensors["b"], 0, 0)
+        reader.read_into(info.tensors["a"], 0, buffer)
+    assert buffer == np.arange(100, dtype=np.int32).tobytes()
+
+
+def test_what_is_wrong_is_told_when_it_is_read(path: Path) -> None:
+    info = read_header(path)
+    path.unlink()
+    with SourceReader([info]) as reader:
+        reader.announce(info.tensors["a"], 0, 400)
+    assert kind_of(info, info.tensors["a"]) == "source-changed"
+
+
 def test_buffers_of_any_shape(path: Path) -> None:
     info = read_header(path)
     with SourceReader([info]) as reader:

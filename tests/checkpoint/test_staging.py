@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -49,7 +47,7 @@ def test_a_new_output_appears_whole(tmp_path: Path, exists: bool) -> None:
     if exists:
         out.mkdir(parents=True, mode=0o750)
     with Staging(out) as staging:
-        assert staging.folder == tmp_path / "deep" / "out.partial"
+        assert staging.root == tmp_path / "deep" / "out.partial"
         fill(staging.folder, FILES | {"sub/config.json": "{}"})
         assert staging.files() == [*sorted(FILES), "sub/config.json"]
         assert not exists or tree(out) == {}
@@ -126,14 +124,14 @@ def test_a_half_replaced_folder_has_no_lock(
 
     def failing(self: Path, target: Path) -> Path:
         seen.append(self.name)
-        if len(seen) == 2:
+        if len(seen) == 3:
             raise OSError(5, "Input/output error")
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", failing)
     with pytest.raises(OutputError, match="Input/output error"):
         publish(tmp_path / "out", "m.safetensors")
-    assert seen == ["m.safetensors", "m.safetensors.index.json"]
+    assert seen == [LOCK, "m.safetensors", "m.safetensors.index.json"]
     assert tree(tmp_path) == {
         "out/m.safetensors": "weights",
         "out/m.safetensors.index.json": "old",
@@ -188,43 +186,89 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 def test_a_running_conversion_is_left_alone(tmp_path: Path) -> None:
     with Staging(tmp_path / "out") as first:
         fill(first.folder, FILES)
-        with pytest.raises(OutputError, match="may still be running"), Staging(tmp_path / "out"):
-            pass
+        with pytest.raises(OutputError, match=f"is running: process {os.getpid()} on"):
+            Staging(tmp_path / "out").__enter__()
         first.publish()
     assert tree(tmp_path / "out") == FILES
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def left_by_a_killed_process(out: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom quantrecipe.checkpoint import Staging\n"
         "with Staging(Path(sys.argv[1])) as staging:\n"
-        "    (staging.folder / 'm').write_text('half')\n    os._exit(9)"
+        "    (staging.folder / 'm').write_text('half')\n"
+        "    (staging.root / 'journal').write_text('m')\n    os._exit(9)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(out)], check=False)
     assert done.returncode == 9
-    assert (tmp_path / "out.partial" / "m").exists()
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
+
+
+def test_what_a_killed_process_left_is_there_until_it_is_cleared(tmp_path: Path) -> None:
+    left_by_a_killed_process(tmp_path / "out")
     with Staging(tmp_path / "out") as staging:
+        assert staging.files() == ["m"]
+        assert (staging.root / "journal").read_text() == "m"
+        staging.clear()
         assert staging.files() == []
+        assert names(staging.root) == [MARKER, "output"]
         fill(staging.folder, FILES)
         staging.publish()
     assert tree(tmp_path) == {f"out/{name}": content for name, content in FILES.items()}
 
 
-@pytest.mark.parametrize(
-    "owner",
-    [
-        {"host": "elsewhere", "pid": 1},
-        {"host": socket.gethostname(), "pid": 0},
-        {"host": socket.gethostname(), "pid": True},
-        {},
-        "nonsense",
-    ],
-)
-def test_in_doubt_it_may_be_running(tmp_path: Path, owner: object) -> None:
-    fill(tmp_path / "out.partial", {MARKER: json.dumps(owner)})
-    with pytest.raises(OutputError, match="may still be running"), Staging(tmp_path / "out"):
-        pass
+def test_what_a_killed_process_left_can_be_published(tmp_path: Path) -> None:
+    left_by_a_killed_process(tmp_path / "out")
+    with Staging(tmp_path / "out") as staging:
+        staging.publish()
+    assert tree(tmp_path) == {"out/m": "half"}
+
+
+def test_what_is_kept_is_kept_for_the_next(tmp_path: Path) -> None:
+    def fail() -> None:
+        with Staging(tmp_path / "out") as staging:
+            fill(staging.folder, FILES)
+            staging.keep = True
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert names(tmp_path) == ["out.partial"]
+    with Staging(tmp_path / "out") as staging:
+        assert staging.files() == sorted(FILES)
+    assert names(tmp_path) == []
+
+
+def test_a_lock_that_was_moved_away_is_known_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever goes on can still tell which files the last output consisted of."""
+    fill(tmp_path / "out", {LOCK: "old", "m.safetensors": "old"})
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "m.safetensors":
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    def fail() -> None:
+        with Staging(tmp_path / "out") as staging:
+            staging.keep = True
+            fill(staging.folder, FILES)
+            staging.publish(force=True, lock=LOCK)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", failing)
+        with pytest.raises(OutputError, match="Input/output error"):
+            fail()
+    assert not (tmp_path / "out" / LOCK).exists()
+    with Staging(tmp_path / "out") as staging:
+        assert staging.replaced_lock(LOCK).read_text() == "old"
+        staging.clear()
+        assert staging.replaced_lock(LOCK).read_text() == "old"
+        fill(staging.folder, FILES)
+        staging.publish(force=True, lock=LOCK)
+    assert tree(tmp_path) == {f"out/{name}": content for name, content in FILES.items()}
 
 
 def test_a_symlinked_output_stays_one(tmp_path: Path) -> None:
@@ -258,7 +302,7 @@ def test_inside_where_beside_is_not_possible(
     out.mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda self: self == out)
     with Staging(out) as staging:
-        assert staging.folder.parent == out
+        assert staging.root.parent == out
         fill(staging.folder, FILES)
         staging.publish(lock=LOCK)
     assert tree(out) == FILES
@@ -282,6 +326,6 @@ def test_files_are_synced_before_they_appear(
     with Staging(tmp_path / "out") as staging:
         fill(staging.folder, {"m.safetensors": ""})
         staging.publish()
-    assert synced[0] == "out.partial/m.safetensors"
-    assert "out.partial" in synced[1:]
+    assert synced[0] == "out.partial/output/m.safetensors"
+    assert "out.partial/output" in synced[1:]
     assert synced[-1] == "."

@@ -4,7 +4,6 @@ import os
 import random
 import stat
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from quantrecipe.checkpoint import FileWriter, OutputWriter, open_parts
+from quantrecipe.checkpoint import OutputFiles, lay_out, open_parts
 from quantrecipe.schema.placement import place
 from quantrecipe.schema.problems import OutputError
 from quantrecipe.schema.tensors import OutputFilePlan, OutputTensor
@@ -67,14 +66,16 @@ def test_blocks_in_any_order_give_the_files_of_safetensors(
         blocks += [(name, start, content[start:end]) for start, end in pairwise([*cuts, cuts[-1]])]
     rng.shuffle(blocks)
 
-    where = {name: plan.path for plan in plans for name in plan.tensors}
+    where = {name: (plan.path, plan.offsets[name]) for plan in plans for name in plan.tensors}
 
     def write(block: tuple[str, int, bytes]) -> None:
-        writer.write(where[block[0]], *block)
+        name, start, content = block
+        path, offset = where[name]
+        files.write(path, offset + start, content)
 
-    with OutputWriter(plans, folder) as writer, ThreadPoolExecutor(4) as pool:
+    lay_out(plans, folder)
+    with OutputFiles(folder) as files, ThreadPoolExecutor(4) as pool:
         list((pool.map if threads else map)(write, blocks))
-        writer.finish()
 
     for plan in plans:
         expected = folder / "expected"
@@ -105,11 +106,11 @@ def test_transformers_reads_our_shards(tmp_path: Path) -> None:
     outputs = [OutputTensor(name, "float32", tuple(one.shape)) for name, one in state.items()]
     plans, index, index_path = place(outputs, {"format": "pt"}, "model.safetensors", 20_000)
     assert len(plans) > 1
-    with OutputWriter(plans, tmp_path) as writer:
+    lay_out(plans, tmp_path)
+    with OutputFiles(tmp_path) as files:
         for plan in plans:
             for name in plan.tensors:
-                writer.write(plan.path, name, 0, state[name].numpy())
-        writer.finish()
+                files.write(plan.path, plan.offsets[name], state[name].numpy())
     (tmp_path / str(index_path)).write_bytes(index or b"")
     loaded = BertModel.from_pretrained(tmp_path).state_dict()
     assert loaded.keys() == state.keys()
@@ -118,11 +119,11 @@ def test_transformers_reads_our_shards(tmp_path: Path) -> None:
 
 def test_golden_bytes(tmp_path: Path) -> None:
     tensors = [OutputTensor("q", "int8", (2,)), OutputTensor("w", "float32", (1,))]
-    plans, _, _ = place(tensors, {"f": "g"}, "x.safetensors")
-    with OutputWriter(plans, tmp_path) as writer:
-        writer.write(X, "q", 0, np.array([-1, 127], dtype=np.int8))
-        writer.write(X, "w", 0, np.array([1.0], dtype=np.float32))
-        writer.finish()
+    (plan,), _, _ = place(tensors, {"f": "g"}, "x.safetensors")
+    lay_out([plan], tmp_path)
+    with OutputFiles(tmp_path) as files:
+        files.write(X, plan.offsets["q"], np.array([-1, 127], dtype=np.int8))
+        files.write(X, plan.offsets["w"], np.array([1.0], dtype=np.float32))
     written = (tmp_path / "x.safetensors").read_bytes()
     padding = int.from_bytes(written[:8], "little") - (len(GOLDEN) // 2 - 8)
     assert written.hex() == GOLDEN + "20" * padding + "0000803f" + "ff7f"
@@ -132,82 +133,82 @@ def test_golden_bytes(tmp_path: Path) -> None:
 def test_the_mode_is_that_of_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        FileWriter(one_file(A), tmp_path).close()
+        lay_out([one_file(A)], tmp_path)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "x.safetensors").stat().st_mode) == 0o666 & ~umask
 
 
-@pytest.mark.parametrize(
-    ("tensor", "offset", "size", "message"),
-    [
-        ("a", -1, 2, "bytes -1 to 1 of 8"),
-        ("a", 7, 2, "bytes 7 to 9 of 8"),
-        ("a", 0, 9, "bytes 0 to 9 of 8"),
-        ("c", 0, 1, "holds no tensor 'c'"),
-        ("a", 1, 2, "written before"),
-    ],
-)
-def test_writes_that_cannot_be_meant(
-    tmp_path: Path, tensor: str, offset: int, size: int, message: str
+def test_an_unwritten_payload_loads_as_zeros(tmp_path: Path) -> None:
+    """Why whoever publishes has to know that all of it was written."""
+    lay_out([one_file(A, B)], tmp_path)
+    assert load_file(tmp_path / X)["a"].tolist() == [0] * 8
+
+
+def test_what_was_laid_out_before_is_gone_on_with(tmp_path: Path) -> None:
+    plan = one_file(A)
+    lay_out([plan], tmp_path)
+    with OutputFiles(tmp_path) as files:
+        files.write(X, plan.offsets["a"], b"12345678")
+    lay_out([plan], tmp_path)
+    assert (tmp_path / X).read_bytes().endswith(b"12345678")
+
+
+@pytest.mark.parametrize("content", [b"", b"short", None, "link"], ids=str)
+def test_whatever_else_is_there_is_laid_out_anew(
+    tmp_path: Path, content: bytes | str | None
 ) -> None:
-    with OutputWriter([one_file(A, B)], tmp_path) as writer:
-        writer.write(X, "a", 2, bytes(1))
-        with pytest.raises(ValueError, match=message):
-            writer.write(X, tensor, offset, bytes(size))
-    single = FileWriter(one_file(A, B), tmp_path / "again")
-    single.write("a", 2, bytes(1))
-    with pytest.raises(ValueError, match=message):
-        single.write(tensor, offset, bytes(size))
-    single.close()
+    """Another header, another size, or a link out of the folder."""
+    plan, elsewhere = one_file(A), tmp_path / "elsewhere"
+    if content is None:
+        (tmp_path / X).write_bytes(bytes(plan.size))
+    elif isinstance(content, str):
+        elsewhere.write_bytes(plan.header + bytes(8))
+        (tmp_path / X).symlink_to(elsewhere)
+    else:
+        (tmp_path / X).write_bytes(content)
+    lay_out([plan], tmp_path)
+    assert (tmp_path / X).read_bytes() == plan.header + bytes(8)
+    assert not (tmp_path / X).is_symlink()
 
 
-def test_an_unwritten_payload_loads_as_zeros_and_is_refused(tmp_path: Path) -> None:
-    with OutputWriter([one_file(A, B)], tmp_path) as writer:
-        writer.write(X, "a", 0, b"\1" * 8)
-        writer.write(X, "b", 0, b"\1" * 7)
-        with pytest.raises(ValueError, match="1 bytes were never written, of b"):
-            writer.finish()
-        assert load_file(tmp_path / "x.safetensors")["a"].tolist() == [1] * 8
-        writer.write(X, "b", 7, b"\1")
-        writer.finish()
-        with pytest.raises(ValueError, match="written before"):
-            writer.write(X, "a", 0, b"1")
-        writer.write(X, "a", 8, b"")
-
-
-def test_a_write_that_failed_is_not_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    with closing(FileWriter(one_file(A), tmp_path)) as writer:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", fail)
-            with pytest.raises(OutputError, match="disk is full"):
-                writer.write("a", 0, bytes(8))
-        with pytest.raises(ValueError, match="writing failed"):
-            writer.finish()
+    lay_out([one_file(A)], tmp_path)
+    with OutputFiles(tmp_path) as files, monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fail)
+        with pytest.raises(OutputError, match="disk is full") as caught:
+            files.write(X, 80, bytes(8))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_file_that_is_gone_is_an_output_error(tmp_path: Path) -> None:
+    with OutputFiles(tmp_path) as files, pytest.raises(OutputError, match="No such file"):
+        files.write(X, 0, b"1")
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:3], offset))
-    with OutputWriter([one_file(A)], tmp_path) as writer:
-        writer.write(X, "a", 0, bytes(range(8)))
-        writer.finish()
+    plan = one_file(A)
+    lay_out([plan], tmp_path)
+    with OutputFiles(tmp_path) as files:
+        files.write(X, plan.offsets["a"], bytes(range(8)))
     assert (tmp_path / "x.safetensors").read_bytes()[-8:] == bytes(range(8))
 
 
 def test_without_the_calls_of_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for call in ("pwrite", "posix_fallocate"):
+    for call in ("pwrite", "posix_fallocate", "fdatasync"):
         monkeypatch.delattr(os, call, raising=False)
-    with OutputWriter([one_file(A, B)], tmp_path) as writer:
-        writer.write(X, "b", 4, b"efgh")
-        writer.write(X, "a", 0, b"12345678")
-        writer.write(X, "b", 0, b"abcd")
-        writer.finish()
+    plan = one_file(A, B)
+    lay_out([plan], tmp_path)
+    with OutputFiles(tmp_path) as files:
+        files.write(X, plan.offsets["b"] + 4, b"efgh")
+        files.write(X, plan.offsets["a"], b"12345678")
+        files.write(X, plan.offsets["b"], b"abcd")
+        files.sync([X])
     assert (tmp_path / "x.safetensors").read_bytes()[-16:] == b"abcdefgh12345678"
 
 
@@ -218,7 +219,7 @@ def test_a_file_system_without_preallocation(
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, "posix_fallocate", unsupported)
-    FileWriter(one_file(A), tmp_path).close()
+    lay_out([one_file(A)], tmp_path)
     assert (tmp_path / "x.safetensors").stat().st_size == one_file(A).size
 
 
@@ -230,30 +231,25 @@ def test_a_full_disk_shows_before_the_first_write(
 
     plan = one_file(OutputTensor("a", "int8", (2**60,)))
     with pytest.raises(OutputError, match=f"{tmp_path}: needs {plan.size:,} bytes, and"):
-        OutputWriter([plan], tmp_path)
+        lay_out([plan], tmp_path)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OutputError, match=r"x\.safetensors needs 72 bytes there") as caught:
-        OutputWriter([one_file(A)], tmp_path)
+        lay_out([one_file(A)], tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert caught.value.exit_code == 3
 
 
-def test_a_file_that_exists_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(b"mine")
-    with pytest.raises(OutputError, match="File exists"):
-        FileWriter(one_file(A), tmp_path)
-    assert (tmp_path / "x.safetensors").read_bytes() == b"mine"
-
-
-def test_files_and_their_names(tmp_path: Path) -> None:
-    (other,), _, _ = place([A], {}, "y.safetensors")
-    with OutputWriter([one_file(A), other], tmp_path) as writer:
-        writer.write("y.safetensors", "a", 0, b"yyyyyyyy")
-        writer.write(X, "a", 0, b"xxxxxxxx")
-        with pytest.raises(ValueError, match=r"called 'z\.safetensors'"):
-            writer.write("z.safetensors", "a", 0, b"")
-        writer.finish()
-    assert (tmp_path / "y.safetensors").read_bytes().endswith(b"y" * 8)
-    (tmp_path / "new").mkdir()
+def test_two_files_of_one_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"two files are called 'x\.safetensors'"):
-        OutputWriter([one_file(A), one_file(B)], tmp_path / "new")
+        lay_out([one_file(A), one_file(B)], tmp_path)
+
+
+def test_closed_files_open_again(tmp_path: Path) -> None:
+    plan = one_file(A)
+    lay_out([plan], tmp_path)
+    with OutputFiles(tmp_path) as files:
+        files.write(X, plan.offsets["a"], b"1234")
+        files.close([X, "never opened"])
+        files.write(X, plan.offsets["a"] + 4, b"5678")
+        files.write(X, plan.size, b"")
+    assert (tmp_path / X).read_bytes().endswith(b"12345678")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from quantrecipe.converter import selection
-from quantrecipe.converter.protocol import Converter, Job, ModuleResult
+from quantrecipe.converter.protocol import Converter, Job
 from quantrecipe.converter.selection import check_capabilities, converter_names, find_converter
 from quantrecipe.schema.capabilities import ANY, Capabilities, missing, needs
 from quantrecipe.schema.problems import InvalidInput, Problem
@@ -65,7 +64,7 @@ class Made:
     def __init__(self, capabilities: Capabilities = ABLE) -> None:
         self.capabilities = capabilities
 
-    def convert(self, job: Job) -> Iterator[ModuleResult]:
+    def convert(self, job: Job) -> None:
         raise NotImplementedError
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, as_completed
 from pathlib import Path
 
@@ -24,13 +24,9 @@ from quantrecipe.converter.executors import (
 )
 from quantrecipe.schema.problems import InvalidInput
 from tests.converter import errands
+from tests.converter.conftest import CLUSTERS, MODULES
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = {"ray": "ray", "dask": "distributed"}
-# A cluster belongs to one process of the test run.
-CLUSTERS = [
-    pytest.param(kind, marks=pytest.mark.xdist_group(f"cluster-{kind}")) for kind in MODULES
-]
 
 
 @pytest.mark.parametrize(
@@ -93,13 +89,6 @@ def test_nobody_at_the_address(kind: str) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ExecutorError, match=address), open_executor(f"{kind}:{address}"):
             pass
-
-
-@pytest.fixture(scope="session", params=CLUSTERS)
-def cluster(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    pytest.importorskip(MODULES[request.param])
-    with open_executor(request.param, jobs=2) as executor:
-        yield executor
 
 
 def test_results_belong_to_their_futures(cluster: Executor) -> None:
@@ -177,6 +166,7 @@ PROGRAM = """
 import json, sys
 from quantrecipe.converter.executors import open_executor
 from tests.converter import errands
+from tests.converter.conftest import CLUSTERS, MODULES
 
 if __name__ == "__main__":
     with open_executor(sys.argv[1], jobs=2) as executor:

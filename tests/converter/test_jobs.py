@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quantrecipe.converter import convert, streaming
+from quantrecipe.converter import convert, working
 from quantrecipe.schema.problems import InvalidInput
 from quantrecipe.schema.recipe import Recipe
 
@@ -53,7 +53,7 @@ def test_the_same_bytes_from_any_number_of_threads(
 ) -> None:
     locks = set()
     for number, (jobs, pays_from) in enumerate(((1, 1 << 60), (2, 1 << 60), (1, 0), (4, 0))):
-        monkeypatch.setattr(streaming, "COMPILED_PAYS_FROM_BYTES", pays_from)
+        monkeypatch.setattr(working, "COMPILED_PAYS_FROM_BYTES", pays_from)
         out = tmp_path / f"out{number}"
         done = convert(recipe(weight), source, out, jobs=jobs, block_bytes=20_000)
         locks.add((done.lock.outputs[0].sha256, (out / "recipe.lock.json").read_bytes()))
@@ -64,7 +64,7 @@ def test_the_same_bytes_from_any_number_of_threads(
 def test_the_first_bad_module_is_named_whoever_meets_it(
     pays_from: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "COMPILED_PAYS_FROM_BYTES", pays_from)
+    monkeypatch.setattr(working, "COMPILED_PAYS_FROM_BYTES", pays_from)
     tensors = {f"layers.{index}.w.weight": torch.ones(64, 64) for index in range(8)}
     tensors["layers.2.w.weight"][40, 7] = float("nan")
     tensors["layers.5.w.weight"][0, 0] = float("inf")

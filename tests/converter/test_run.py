@@ -420,7 +420,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
     assert left_over(tmp_path) == []
 
 
-def test_a_disk_that_fills_up_at_the_last_small_file_leaves_nothing(
+def test_a_disk_that_fills_up_at_the_last_small_file_publishes_nothing(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_bytes = Path.write_bytes
@@ -430,10 +430,13 @@ def test_a_disk_that_fills_up_at_the_last_small_file_leaves_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_bytes(path, data)
 
-    monkeypatch.setattr(Path, "write_bytes", fill)
-    with pytest.raises(OutputError, match="the disk is full"):
-        convert(parsed(recipe()), source, tmp_path / "out")
-    assert left_over(tmp_path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fill)
+        with pytest.raises(OutputError, match="the disk is full"):
+            convert(parsed(recipe()), source, tmp_path / "out")
+    assert left_over(tmp_path) == ["out.partial"]
+    convert(parsed(recipe()), source, tmp_path / "out")
+    assert left_over(tmp_path) == ["out"]
 
 
 # Bounds and interruption

@@ -1,77 +1,57 @@
-"""One converter that works, from many threads and in no order, and some that do not."""
+"""One converter that works, on whole tensors in pieces of its own, and some that do not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from quantrecipe.checkpoint import SourceReader
-from quantrecipe.converter import Capabilities, Job, ModuleResult
-from quantrecipe.formats import row_errors, sqnr_db
-from quantrecipe.schema.lock import WeightError
-from quantrecipe.schema.plan import PlannedModule, PlannedTensor
+from quantrecipe.converter import Capabilities, ErrorSums, Job
+from quantrecipe.formats import row_errors
+from quantrecipe.schema.lock import Role
+from quantrecipe.schema.plan import PlannedModule, PlannedOther
 from quantrecipe.schema.schemes import ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
 
 
-class Threads:
-    """int8 by row from bfloat16, in NumPy; modules and halves of them in whatever order."""
+class NumPy:
+    """int8 by row from bfloat16, in NumPy."""
 
-    name = "threads"
+    name = "numpy"
     version = "1.2"
     capabilities = Capabilities(
         schema_versions=frozenset({1}),
         formats={"bfloat16": frozenset(), "int8": frozenset({"channel"})},
     )
 
-    def convert(self, job: Job) -> Iterator[ModuleResult]:
-        with SourceReader(job.plan.source_files) as reader, ThreadPoolExecutor(3) as pool:
-            copies = [
-                pool.submit(_copy, job, reader, other.source, other.output)
-                for other in job.plan.others
-            ]
-            modules = [
-                pool.submit(_module, job, reader, module) for module in reversed(job.plan.modules)
-            ]
-            for done in as_completed(modules):
-                yield done.result()
-            for copy in copies:
-                copy.result()
+    def convert(self, job: Job) -> ErrorSums | None:
+        of, start, stop = job.unit.of, job.unit.start, job.unit.stop
+        if isinstance(of, PlannedOther):
+            _write(job, "other", _read(job.reader, of.source)[start:stop])
+            return None
+        for role, part in job.unit.ranges().items():
+            if role == "bias" or of.copied:
+                first = part.position - of.outputs[role].offset
+                content = _read(job.reader, of.source.tensors[role])
+                _write(job, role, content[first : first + part.nbytes])
+        return None if of.copied else _module(job, of, start, stop)
 
 
-def _module(job: Job, reader: SourceReader, module: PlannedModule) -> ModuleResult:
-    for role, output in module.outputs.items():
-        if role == "bias" or module.copied:
-            _copy(job, reader, module.source.tensors[role], output)
-    if module.copied:
-        return ModuleResult(module.part, module.name, None)
+def _module(job: Job, module: PlannedModule, start: int, stop: int) -> ErrorSums:
     assert isinstance(module.weight, ScaledWeight)
-    bits = np.frombuffer(_read(reader, module.source.tensors["weight"]), np.uint16)
+    bits = np.frombuffer(_read(job.reader, module.source.tensors["weight"]), np.uint16)
     weight = (bits.astype(np.uint32) << 16).view(np.float32).reshape(-1, module.source.in_features)
+    weight = weight[start:stop]
     largest = np.abs(weight).max(1, keepdims=True)
     smallest = np.float32(2.0**-126)
     scale = np.where(largest == 0, np.float32(1), np.maximum(largest / np.float32(127), smallest))
     codes = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
-    _write(job, module.outputs["weight_scale"], scale.tobytes())
-    _write(job, module.outputs["weight"], codes.tobytes())
-    return ModuleResult(module.part, module.name, _error(weight, codes, scale, module.weight))
-
-
-def _error(
-    weight: np.ndarray, codes: np.ndarray, scale: np.ndarray, spec: ScaledWeight
-) -> WeightError:
-    errors = row_errors(
-        torch.from_numpy(weight), torch.from_numpy(codes), torch.from_numpy(scale), spec
-    )
-    sqnr = sqnr_db(errors.signal, errors.noise)
-    return WeightError(
-        sqnr_db=None if sqnr is None else round(sqnr, 2),
-        max_error_in_scales=round(errors.worst_in_scales, 6),
-    )
+    _write(job, "weight_scale", bytearray(scale.tobytes()))
+    _write(job, "weight", bytearray(codes.tobytes()))
+    stored = torch.from_numpy(codes), torch.from_numpy(scale)
+    return ErrorSums.of_blocks([row_errors(torch.from_numpy(weight), *stored, module.weight)])
 
 
 def _read(reader: SourceReader, info: TensorInfo) -> bytearray:
@@ -80,64 +60,61 @@ def _read(reader: SourceReader, info: TensorInfo) -> bytearray:
     return buffer
 
 
-def _copy(job: Job, reader: SourceReader, info: TensorInfo, output: PlannedTensor) -> None:
-    _write(job, output, bytes(_read(reader, info)))
-
-
-def _write(job: Job, output: PlannedTensor, data: bytes) -> None:
+def _write(job: Job, role: Role, data: bytearray) -> None:
     half = len(data) // 2
-    job.write(output, half, memoryview(data)[half:])
-    job.write(output, 0, memoryview(data)[:half])
+    job.write(role, memoryview(data)[:half])
+    job.write(role, memoryview(data)[half:])
 
 
-class Forgetful(Threads):
+class Forgetful(NumPy):
     """Leaves a module out, and says nothing of it."""
 
     name = "forgetful"
 
-    def convert(self, job: Job) -> Iterator[ModuleResult]:
-        plan = replace(job.plan, modules=job.plan.modules[1:])
-        return super().convert(replace(job, plan=plan))
+    def convert(self, job: Job) -> ErrorSums | None:
+        return None if job.unit.of.name == "a" else super().convert(job)
 
 
-class Hasty(Threads):
-    """Claims every module, and stops short of the last byte of the other tensors."""
+class Hasty(NumPy):
+    """Stops short of the last byte of the other tensors."""
 
     name = "hasty"
 
-    def convert(self, job: Job) -> Iterator[ModuleResult]:
-        yield from super().convert(replace(job, plan=replace(job.plan, others=())))
-        with SourceReader(job.plan.source_files) as reader:
-            for other in job.plan.others:
-                job.write(other.output, 0, memoryview(_read(reader, other.source))[:-1])
+    def convert(self, job: Job) -> ErrorSums | None:
+        if not isinstance(job.unit.of, PlannedOther):
+            return super().convert(job)
+        job.write("other", memoryview(_read(job.reader, job.unit.of.source))[:-1])
+        return None
 
 
-class Twice(Threads):
-    """Gives a result twice."""
-
-    name = "twice"
-
-    def convert(self, job: Job) -> Iterator[ModuleResult]:
-        results = tuple(super().convert(job))
-        yield from (*results, results[0])
-
-
-class Blind(Threads):
+class Blind(NumPy):
     """Measures nothing, so no bound would ever be missed."""
 
     name = "blind"
 
-    def convert(self, job: Job) -> Iterator[ModuleResult]:
-        for result in super().convert(job):
-            yield replace(result, error=None)
+    def convert(self, job: Job) -> ErrorSums | None:
+        super().convert(job)
+        return None
 
 
-class Outside(Threads):
+class Outside(NumPy):
     """Writes past the end of a tensor."""
 
     name = "outside"
 
-    def convert(self, job: Job) -> Iterator[ModuleResult]:
-        tensor = job.plan.modules[0].outputs["weight"]
-        job.write(tensor, tensor.nbytes - 1, memoryview(b"ab"))
-        return super().convert(job)
+    def convert(self, job: Job) -> ErrorSums | None:
+        found = super().convert(job)
+        job.write(next(iter(job.unit.ranges())), memoryview(bytearray(2)))
+        return found
+
+
+class Stray(NumPy):
+    """Writes a tensor that its unit does not have."""
+
+    name = "stray"
+
+    def convert(self, job: Job) -> ErrorSums | None:
+        def write(role: Role, data: memoryview) -> None:
+            job.write("smoothing" if role == "bias" else role, data)
+
+        return super().convert(replace(job, write=write))
