@@ -46,7 +46,7 @@ def test_plain_copy_writes_as_many_bytes_as_asked(
 def test_measuring_never_imports_torch_or_numpy() -> None:
     folder = Path(_measure.__file__).parent
     code = (
-        f"import sys; sys.path.insert(0, {str(folder)!r}); import curve, full_size, peers; "
+        f"import sys; sys.path.insert(0, {str(folder)!r}); import curve, limits, peers; "
         "assert not {'torch', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
