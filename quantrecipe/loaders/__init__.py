@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quantrecipe.loaders.checkpoint import Checkpoint, OpenPart
+from quantrecipe.loaders.linear import QuantizedLinear
 from quantrecipe.loaders.opening import Check, open_checkpoint
 from quantrecipe.loaders.protocol import Loader, Names
 from quantrecipe.loaders.selection import find_loader, loader_names
@@ -19,6 +20,7 @@ __all__ = [
     "Loader",
     "Names",
     "OpenPart",
+    "QuantizedLinear",
     "find_loader",
     "load_state_dict",
     "loader_names",

@@ -1,0 +1,23 @@
+"""Kernels that compute with quantized weights, behind one operator that torch knows.
+
+``torch.ops.quantrecipe.linear`` exists once this is imported.
+"""
+
+from __future__ import annotations
+
+from quantrecipe.loaders.kernels import operator as _operator
+from quantrecipe.loaders.kernels.call import LinearCall, activation_key
+from quantrecipe.loaders.kernels.choosing import AUTO, choose, find_kernel, kernel_names
+from quantrecipe.loaders.kernels.protocol import Kernel
+
+__all__ = [
+    "AUTO",
+    "Kernel",
+    "LinearCall",
+    "activation_key",
+    "choose",
+    "find_kernel",
+    "kernel_names",
+]
+
+del _operator

@@ -1,0 +1,68 @@
+"""The steps of a quantized linear in plain torch, on any device and without waiting for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+_CODES = {"int8": torch.int8, "float8_e4m3fn": torch.float8_e4m3fn}
+
+
+def smoothed(x: Tensor, smoothing: Tensor | None) -> Tensor:
+    """``x / smoothing`` in float32, ``[rows, in]``."""
+    values = x.float()
+    return values if smoothing is None else values / smoothing
+
+
+def quantize_activations(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Codes and scales of activations, from the values of this call.
+
+    The scale of a row of zeros is 1. No scale is below the smallest normal number. A row that holds
+    a NaN or an infinity has a scale that is no finite number, so its results are none either.
+
+    Args:
+        x: float32 ``[rows, in]``.
+        activation: ``FORMAT:GRANULARITY``.
+
+    Returns:
+        codes ``[rows, in]`` and float32 scales ``[rows, 1]``, or ``[1, 1]`` by tensor.
+    """
+    name, _, granularity = activation.partition(":")
+    dtype = _CODES[name]
+    largest = x.new_full((), _LARGEST[dtype])
+    amax = x.abs().amax(dim=1, keepdim=True)
+    if granularity == "tensor":
+        amax = amax.amax(dim=0, keepdim=True)
+    scale = torch.div(amax, largest).clamp(min=torch.finfo(torch.float32).smallest_normal)
+    scale = torch.where(amax == 0, torch.ones_like(scale), scale)
+    ratio = torch.div(x, scale)
+    if dtype == torch.int8:
+        ratio = ratio.round()
+    # A ratio that is no number has a scale that is none; the cast only needs it to be one.
+    codes = ratio.nan_to_num(0.0).clamp(-_LARGEST[dtype], _LARGEST[dtype]).to(dtype)
+    return codes, scale
+
+
+def expand_scales(scale: Tensor, group: tuple[int, int], shape: torch.Size) -> Tensor:
+    """A grid of scales as something that broadcasts against the weight ``shape``.
+
+    Args:
+        scale: ``[row groups, column groups]``.
+        group: rows and columns that share a scale; those at the edges may be smaller.
+        shape: ``[out, in]``.
+    """
+    (rows, columns), (out_features, in_features) = group, shape
+    if scale.shape[0] not in (1, out_features):
+        scale = scale.repeat_interleave(rows, dim=0)[:out_features]
+    if scale.shape[1] not in (1, in_features):
+        scale = scale.repeat_interleave(columns, dim=1)[:, :in_features]
+    return scale
+
+
+def dequantize_weight(
+    weight: Tensor, scale: Tensor, group: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    """``float32(codes) * float32(scale)``, rounded to ``dtype``, ``[out, in]``."""
+    factors = expand_scales(scale.float(), group, weight.shape)
+    return (weight.float() * factors).to(dtype)

@@ -1,0 +1,127 @@
+"""The one operator behind every quantized linear: ``torch.ops.quantrecipe.linear``.
+
+Compilers, exporters and CUDA graphs see an opaque operator whose result's shape they know; kernels
+are chosen inside it, call by call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from quantrecipe.loaders.kernels.arithmetic import dequantize_weight
+from quantrecipe.loaders.kernels.call import LinearCall
+from quantrecipe.loaders.kernels.choosing import choose
+
+_LIBRARY: Final = torch.library.Library("quantrecipe", "DEF")
+_LIBRARY.define(
+    "linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? smoothing, Tensor? bias, "
+    "int[2] group, str activation, str kernel) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "dequantize(Tensor weight, Tensor weight_scale, int[2] group, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    smoothing: Tensor | None,
+    bias: Tensor | None,
+    group: Sequence[int],
+    activation: str,
+    kernel: str,
+) -> Tensor:
+    out_features, in_features = weight.shape
+    _check(x, weight)
+    result_shape = (*x.shape[:-1], out_features)
+    flat = x if x.ndim == 2 else x.reshape(-1, in_features)
+    if not flat.shape[0] or not out_features:
+        return x.new_empty(result_shape)
+    call = LinearCall(
+        rows=flat.shape[0],
+        out_features=out_features,
+        in_features=in_features,
+        dtype=x.dtype,
+        device=x.device,
+        code_dtype=weight.dtype,
+        scale_dtype=weight_scale.dtype,
+        group=(group[0], group[1]),
+        activation=activation,
+        smoothing=smoothing is not None,
+        bias=bias is not None,
+    )
+    result = choose(call, kernel).linear(
+        call, flat, weight, weight_scale.view(call.grid), smoothing, bias
+    )
+    return result if x.ndim == 2 else result.view(result_shape)
+
+
+def _check(x: Tensor, weight: Tensor) -> None:
+    if not x.is_floating_point() or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"a linear of {weight.shape[1]} input features cannot take {list(x.shape)} of {x.dtype}"
+        )
+
+
+def _linear_shape(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    smoothing: Tensor | None,
+    bias: Tensor | None,
+    group: Sequence[int],
+    activation: str,
+    kernel: str,
+) -> Tensor:
+    _check(x, weight)
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _dequantize(
+    weight: Tensor, weight_scale: Tensor, group: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    rows, columns = group
+    grid = -(-weight.shape[0] // rows), -(-weight.shape[1] // columns)
+    return dequantize_weight(weight, weight_scale.view(grid), (rows, columns), dtype)
+
+
+def _dequantize_shape(
+    weight: Tensor, weight_scale: Tensor, group: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    return torch.empty_like(weight, dtype=dtype)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, weight, weight_scale, smoothing, bias, group, _, _ = inputs
+    ctx.save_for_backward(weight, weight_scale, smoothing)
+    ctx.group = group
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of input and bias; rounding activations to codes is passed straight through."""
+    weight, weight_scale, smoothing = ctx.saved_tensors
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        plain = torch.ops.quantrecipe.dequantize(weight, weight_scale, ctx.group, grad.dtype)
+        grad_x = grad @ plain
+        if smoothing is not None:
+            grad_x = (grad_x / smoothing).to(grad.dtype)
+    if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
+        grad_bias = grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
+        grad_bias = grad_bias.to(ctx.bias_dtype)
+    return grad_x, None, None, None, grad_bias, None, None, None
+
+
+_LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
+_LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
+torch.library.register_fake("quantrecipe::linear", _linear_shape, lib=_LIBRARY)
+torch.library.register_fake("quantrecipe::dequantize", _dequantize_shape, lib=_LIBRARY)
+torch.library.register_autograd("quantrecipe::linear", _backward, setup_context=_keep, lib=_LIBRARY)

@@ -1,0 +1,171 @@
+"""A linear layer that holds its weight as codes and scales, and computes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from quantrecipe.formats import get_format
+from quantrecipe.formats.scaled import SCALE_DTYPES
+from quantrecipe.loaders.kernels import AUTO, activation_key
+from quantrecipe.schema.schemes import AnyScaledWeight, DynamicActivation
+
+ROLES: Final = ("weight", "weight_scale", "smoothing", "bias")
+"""The tensors of a module, by role."""
+
+
+class QuantizedLinear(nn.Linear):
+    """``y = x W^T + bias`` with ``W`` in the format of a recipe.
+
+    Its tensors are parameters without gradients, registered under the names that the layout gives
+    them (``wq`` and ``ws``, say), so that ``state_dict`` has the keys of the checkpoint; the
+    attributes ``weight``, ``weight_scale``, ``smoothing`` and ``bias`` are there under any name.
+    Codes, scales and factors keep their dtype whatever the module is cast to; only the bias
+    follows. Gradients flow to the input and to the bias, and past the rounding of activations.
+
+    Args:
+        in_features: columns of the weight.
+        out_features: rows of the weight.
+        weight_format: how the weight is stored.
+        activation: how activations are quantized in each call; ``None``: they are not.
+        smoothing: whether activations are divided by factors first.
+        bias: whether a bias is added.
+        scale_shape: of the scales as stored; the canonical grid by default.
+        names: role to the name its tensor is registered under, where that differs.
+        kernel: a kernel's name, or ``auto``.
+        device: of the (uninitialized) tensors.
+        dtype: of the bias; torch's default dtype if ``None``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        weight_format: AnyScaledWeight,
+        activation: DynamicActivation | None = None,
+        *,
+        smoothing: bool = False,
+        bias: bool = True,
+        scale_shape: tuple[int, ...] | None = None,
+        names: Mapping[str, str] | None = None,
+        kernel: str = AUTO,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight_format = weight_format
+        self.activation = activation
+        self.kernel = kernel
+        self._names = {role: (names or {}).get(role, role) for role in ROLES}
+        self._group = list(weight_format.group_shape(out_features, in_features))
+        self._activation = activation_key(activation)
+        grid = weight_format.scale_grid(out_features, in_features)
+        self._hold(
+            "weight",
+            (out_features, in_features),
+            get_format(weight_format).code_dtype,
+            device,
+        )
+        self._hold(
+            "weight_scale",
+            grid if scale_shape is None else scale_shape,
+            SCALE_DTYPES[weight_format.scale_dtype],
+            device,
+        )
+        self._hold("smoothing", (in_features,) if smoothing else None, torch.float32, device)
+        self._hold("bias", (out_features,) if bias else None, dtype, device)
+
+    def _hold(
+        self,
+        role: str,
+        shape: tuple[int, ...] | None,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+    ) -> None:
+        made = None
+        if shape is not None:
+            empty = torch.empty(shape, dtype=dtype, device=device)
+            made = nn.Parameter(empty, requires_grad=False)
+        # Not by attribute: the roles below are properties, and their names may be the same.
+        self._parameters[self._names[role]] = made
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Role to the name that its tensor has in ``state_dict``."""
+        return dict(self._names)
+
+    @property
+    def weight(self) -> nn.Parameter:  # type: ignore[override]
+        """The codes, ``[out, in]``."""
+        return cast(nn.Parameter, self._parameters[self._names["weight"]])
+
+    @property
+    def weight_scale(self) -> nn.Parameter:
+        """The scales, in the shape and dtype they are stored in."""
+        return cast(nn.Parameter, self._parameters[self._names["weight_scale"]])
+
+    @property
+    def smoothing(self) -> nn.Parameter | None:
+        """The factors that activations are divided by, float32 ``[in]``."""
+        return self._parameters[self._names["smoothing"]]
+
+    @property
+    def bias(self) -> nn.Parameter | None:  # type: ignore[override]
+        """The bias, ``[out]``."""
+        return self._parameters[self._names["bias"]]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., in]`` of a floating dtype to ``[..., out]`` of the same."""
+        if torch.is_autocast_enabled(input.device.type):
+            input = input.to(torch.get_autocast_dtype(input.device.type))
+        result: Tensor = torch.ops.quantrecipe.linear(
+            input,
+            self.weight,
+            self.weight_scale,
+            self.smoothing,
+            self.bias,
+            self._group,
+            self._activation,
+            self.kernel,
+        )
+        return result
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight as plain numbers, ``[out, in]``; smoothing factors are not applied."""
+        result: Tensor = torch.ops.quantrecipe.dequantize(
+            self.weight, self.weight_scale, self._group, dtype
+        )
+        return result
+
+    def reset_parameters(self) -> None:
+        """Nothing: codes and scales come from a checkpoint."""
+
+    def extra_repr(self) -> str:
+        """Shapes, formats and kernel."""
+        weight, activation = self.weight_format, self.activation
+        said = [
+            f"in_features={self.in_features}, out_features={self.out_features}",
+            f"bias={self.bias is not None}",
+            f"weight={weight.format} by {weight.granularity}",
+        ]
+        if activation is not None:
+            said.append(f"activation={activation.format} by {activation.granularity}")
+        if self.smoothing is not None:
+            said.append("smoothing")
+        said.append(f"kernel={self.kernel}")
+        return ", ".join(said)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keeping_dtypes(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype == tensor.dtype or tensor is self.bias:
+                return moved
+            return tensor.to(moved.device)
+
+        result: Any = super()._apply(keeping_dtypes, recurse)  # type: ignore[no-untyped-call]
+        return cast(Self, result)
