@@ -87,7 +87,7 @@ def test_what_a_check_raises_ends_the_work(tmp_path: Path) -> None:
 
 def test_files_are_hashed_at_the_same_time(tmp_path: Path) -> None:
     """Each waits in the middle for the other, which one alone would wait for in vain."""
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=600)
     data = bytes(1 << 16)
     (tmp_path / "x").write_bytes(data)
     found: list[str] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from quantrecipe.checkpoint.errors import SourceError
 from quantrecipe.schema.problems import InvalidInput, Problem
+from tests.converter.waiting import LIMIT, wait_until
 
 PROBLEM = Problem("non-finite", "a NaN at index [3, 4]", "Repair it.", tensor="blocks.0.weight")
 
@@ -19,19 +20,27 @@ def add(first: int, second: int = 1) -> int:
     return first + second
 
 
-def rest(seconds: float, mark: str = "") -> int:
-    """Sleep; ``mark``, if given, is a file that gets a line when it begins."""
+def note(mark: str = "") -> int:
+    """Who runs it; ``mark``, if given, is a file that gets a line with that."""
     if mark:
         with Path(mark).open("a", encoding="utf-8") as file:
             file.write(f"{os.getpid()}\n")
-    time.sleep(seconds)
+    return os.getpid()
+
+
+def note_and_wait(mark: str, gate: str) -> int:
+    """As ``note``, and ends once there is a file ``gate``."""
+    note(mark)
+    wait_until(Path(gate).exists)
     return os.getpid()
 
 
 def rest_once(mark: str) -> list[int]:
     """Sleep for very long the first time; after that, who has begun this."""
     first = not Path(mark).exists()
-    rest(300 if first else 0, mark)
+    note(mark)
+    if first:
+        time.sleep(LIMIT)
     return [int(line) for line in Path(mark).read_text(encoding="utf-8").split()]
 
 
@@ -40,7 +49,7 @@ def die() -> None:
 
 
 def refuse(mark: str) -> None:
-    rest(0, mark)
+    note(mark)
     raise InvalidInput(PROBLEM)
 
 

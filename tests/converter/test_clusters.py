@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from threading import Event
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from threading import Event, Semaphore
 
 import pytest
 
 from quantrecipe.converter.clusters import Call, ClusterExecutor, make
 from quantrecipe.converter.executors import ExecutorError
+from tests.converter.waiting import LIMIT, wait_until
 
 SLOTS = 2
 
@@ -56,10 +56,25 @@ def threads() -> Iterator[Threads]:
 
 
 @pytest.fixture
-def gate() -> Iterator[Event]:
+def executor(threads: Threads) -> Iterator[ClusterExecutor]:
+    with ClusterExecutor(threads) as executor:
+        yield executor
+
+
+@pytest.fixture
+def gate(executor: ClusterExecutor) -> Iterator[Event]:
+    """Opened before the executor is shut down, which waits for those who wait here."""
     gate = Event()
     yield gate
     gate.set()
+
+
+@pytest.fixture
+def turns(executor: ClusterExecutor) -> Iterator[Semaphore]:
+    """Lets one through for each release; and everybody before the executor is shut down."""
+    turns = Semaphore(0)
+    yield turns
+    turns.release(100)
 
 
 def test_results_belong_to_their_futures(threads: Threads) -> None:
@@ -74,36 +89,37 @@ def test_exceptions_arrive_unwrapped(threads: Threads) -> None:
         assert isinstance(executor.submit(divmod, 1, 0).exception(), ZeroDivisionError)
 
 
-def test_a_scheduler_gets_only_what_keeps_it_busy(threads: Threads, gate: Event) -> None:
-    with ClusterExecutor(threads) as executor:
-        futures = [executor.submit(gate.wait) for _ in range(20)]
-        time.sleep(0.05)
-        assert threads.given == SLOTS + 1
-        gate.set()
-        wait(futures)
-        assert threads.given == 20
+def test_a_scheduler_gets_only_what_keeps_it_busy(
+    threads: Threads, executor: ClusterExecutor, turns: Semaphore
+) -> None:
+    futures = [executor.submit(turns.acquire) for _ in range(20)]
+    for last in range(SLOTS, 20):
+        wait_until(futures[last].running)
+        assert not any(future.running() for future in futures[last + 1 :])
+        turns.release()
+    turns.release(SLOTS)
+    assert all(future.result(timeout=LIMIT) for future in futures)
+    assert threads.given == 20
 
 
-def test_what_waits_can_be_cancelled_and_what_runs_cannot(threads: Threads, gate: Event) -> None:
-    with ClusterExecutor(threads) as executor:
-        futures = [executor.submit(gate.wait) for _ in range(10)]
-        while not futures[SLOTS].running():
-            time.sleep(0.001)
-        assert not futures[0].cancel()
-        assert futures[8].cancel()
-        with pytest.raises(CancelledError):
-            futures[8].result()
-        gate.set()
-        wait(futures)
+def test_what_waits_can_be_cancelled_and_what_runs_cannot(
+    threads: Threads, executor: ClusterExecutor, gate: Event
+) -> None:
+    futures = [executor.submit(gate.wait) for _ in range(10)]
+    wait_until(futures[SLOTS].running)
+    assert not futures[0].cancel()
+    assert futures[8].cancel()
+    with pytest.raises(CancelledError):
+        futures[8].result()
+    gate.set()
+    executor.shutdown()
     assert threads.given == 9
 
 
 @pytest.mark.parametrize("cancel", [True, False])
-def test_shutdown_waits_for_what_runs(threads: Threads, gate: Event, cancel: bool) -> None:
-    executor = ClusterExecutor(threads)
+def test_shutdown_waits_for_what_runs(executor: ClusterExecutor, gate: Event, cancel: bool) -> None:
     futures = [executor.submit(gate.wait) for _ in range(10)]
-    while not futures[SLOTS].running():
-        time.sleep(0.001)
+    wait_until(futures[SLOTS].running)
     executor.shutdown(wait=False, cancel_futures=cancel)
     assert not futures[0].done()
     with pytest.raises(RuntimeError, match="after shutdown"):
@@ -111,9 +127,7 @@ def test_shutdown_waits_for_what_runs(threads: Threads, gate: Event, cancel: boo
     gate.set()
     executor.shutdown(wait=True)
     assert all(future.done() for future in futures)
-    done, waiting = wait(futures, timeout=0)
-    assert not waiting
-    assert sum(future.cancelled() for future in done) == (10 - SLOTS - 1 if cancel else 0)
+    assert sum(future.cancelled() for future in futures) == (10 - SLOTS - 1 if cancel else 0)
 
 
 def test_a_scheduler_that_takes_nothing_says_so_to_each(threads: Threads) -> None:

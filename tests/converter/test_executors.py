@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, as_completed
 from pathlib import Path
@@ -25,6 +24,7 @@ from quantrecipe.converter.executors import (
 from quantrecipe.schema.problems import InvalidInput
 from tests.converter import errands
 from tests.converter.conftest import CLUSTERS, MODULES
+from tests.converter.waiting import LIMIT, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,13 +101,13 @@ def test_results_belong_to_their_futures(cluster: Executor) -> None:
 
 def test_equal_calls_are_two_calls(cluster: Executor, tmp_path: Path) -> None:
     mark = str(tmp_path / "mark")
-    for future in [cluster.submit(errands.rest, 0, mark) for _ in range(4)]:
+    for future in [cluster.submit(errands.note, mark) for _ in range(4)]:
         future.result()
     assert len(Path(mark).read_text().split()) == 4
 
 
 def test_workers_are_other_processes_with_one_thread(cluster: Executor) -> None:
-    assert cluster.submit(errands.rest, 0).result() != os.getpid()
+    assert cluster.submit(errands.note).result() != os.getpid()
     assert cluster.submit(errands.environment).result()["OMP_NUM_THREADS"] == "1"
 
 
@@ -141,25 +141,38 @@ def test_a_call_outlives_its_worker(cluster: Executor, tmp_path: Path) -> None:
     wait_until(mark.exists)
     wait_until(lambda: mark.read_text().endswith("\n"))
     os.kill(int(mark.read_text()), signal.SIGKILL)
-    first, second = future.result(timeout=60)
+    first, second = future.result(timeout=LIMIT)
     assert first != second
-    assert [other.result(timeout=60) for other in others] == [1, 2, 3, 4]
+    assert [other.result(timeout=LIMIT) for other in others] == [1, 2, 3, 4]
 
 
 def test_a_call_that_kills_every_worker_is_given_up(cluster: Executor) -> None:
-    error = cluster.submit(errands.die).exception(timeout=90)
+    error = cluster.submit(errands.die).exception(timeout=LIMIT)
     assert isinstance(error, ExecutorError)
-    assert cluster.submit(errands.add, 1).result(timeout=60) == 2
+    assert cluster.submit(errands.add, 1).result(timeout=LIMIT) == 2
+
+
+def check_cancelling(executor: Executor, folder: Path) -> None:
+    """Nothing ends before the gate is there, and fewer can begin than there are."""
+    gate, marks = folder / "gate", [folder / str(number) for number in range(8)]
+    try:
+        futures = [executor.submit(errands.note_and_wait, str(mark), str(gate)) for mark in marks]
+        wait_until(marks[0].exists)
+        assert not futures[0].cancel()
+        assert futures[7].cancel()
+    finally:
+        gate.touch()
+    assert all(future.result(timeout=LIMIT) for future in futures[:7])
+    assert [mark.exists() for mark in marks] == [True] * 7 + [False]
 
 
 def test_what_waits_can_be_cancelled(cluster: Executor, tmp_path: Path) -> None:
-    marks = [tmp_path / str(number) for number in range(8)]
-    futures = [cluster.submit(errands.rest, 0.2, str(mark)) for mark in marks]
-    wait_until(marks[0].exists)
-    assert not futures[0].cancel()
-    assert futures[7].cancel()
-    assert all(future.result() for future in futures[:7])
-    assert [mark.exists() for mark in marks] == [True] * 7 + [False]
+    check_cancelling(cluster, tmp_path)
+
+
+def test_what_waits_for_a_thread_can_be_cancelled(tmp_path: Path) -> None:
+    with open_executor("threads", jobs=2) as executor:
+        check_cancelling(executor, tmp_path)
 
 
 PROGRAM = """
@@ -170,7 +183,7 @@ from tests.converter.conftest import CLUSTERS, MODULES
 
 if __name__ == "__main__":
     with open_executor(sys.argv[1], jobs=2) as executor:
-        pids = list(executor.map(errands.rest, [0.1] * 6))
+        pids = list(executor.map(errands.note, [""] * 6))
         refused = type(executor.submit(errands.fail_to_read).exception()).__name__
         import psutil
         children = [process.pid for process in psutil.Process().children(recursive=True)]
@@ -187,7 +200,7 @@ def run_program(spec: str, folder: Path) -> tuple[set[int], set[int]]:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT,
         check=False,
     )
     assert done.stderr == ""
@@ -234,10 +247,3 @@ def alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -40,6 +40,7 @@ from tests.converter.making import (
     tree,
     weight_spec,
 )
+from tests.converter.waiting import LIMIT
 
 BOTH = pytest.mark.parametrize("converter", ["streaming", "reference"])
 OUTPUT = ["model.safetensors", "recipe.json", "recipe.lock.json"]
@@ -532,7 +533,7 @@ import sys, time
 from quantrecipe.converter import convert
 def wait(count, name):
     print("working", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 convert(sys.argv[1], sys.argv[2], sys.argv[3], block_bytes=1, progress=wait)
 """
 
@@ -552,7 +553,7 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(
         assert process.stdout is not None
         assert process.stdout.readline() == b"working\n"
         process.send_signal(number)
-        assert process.wait(30) == -number
+        assert process.wait(LIMIT) == -number
     assert not out.exists()
     # What it left elsewhere is cleared away by the next.
     assert convert(path, source, out).out.is_dir()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantrecipe.converter.workers import Stopped, Workers, available_cores
+from tests.converter.waiting import LIMIT
 
 
 @given(count=st.integers(1, 4), tasks=st.integers(0, 40))
@@ -40,13 +41,14 @@ def test_a_worker_belongs_to_one_thread(count: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_error_is_that_of_the_first_task_that_fails(count: int) -> None:
-    late = threading.Event()
+    failed = threading.Event()
 
     def slow(worker: object) -> None:
-        late.wait(0.2)
+        assert count == 1 or failed.wait(LIMIT)
         raise ValueError("first")
 
     def fast(worker: object) -> None:
+        failed.set()
         raise ValueError("second")
 
     with pytest.raises(ValueError, match="first"):
