@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from quantrecipe.schema.problems import OutputError, QuantrecipeError
+from quantrecipe.schema.problems import InvalidInput, OutputError, Problem, QuantrecipeError
 
 _NAMED = 8
 
@@ -18,6 +18,19 @@ class SourceError(QuantrecipeError):
         self.tensor = tensor
         place = f"{path} [{tensor}]" if tensor else str(path)
         super().__init__(f"{place}: cannot be read: {error.strerror or error}")
+
+
+def source_changed(path: Path, message: str, tensor: str | None = None) -> InvalidInput:
+    """A source is no longer what was planned from; kind ``source-changed``."""
+    return InvalidInput(
+        Problem(
+            kind="source-changed",
+            message=message,
+            hint="Leave the source alone while it is converted, and start again.",
+            file=str(path),
+            tensor=tensor,
+        )
+    )
 
 
 class OutputExists(OutputError):  # noqa: N818 - reads as what it says

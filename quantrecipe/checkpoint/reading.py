@@ -13,8 +13,8 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Self
 
-from quantrecipe.checkpoint.errors import SourceError
-from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.checkpoint.errors import SourceError, source_changed
+from quantrecipe.schema.problems import InvalidInput
 from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
 
 WritableBuffer = Any
@@ -121,7 +121,7 @@ class SourceReader:
                 except OSError as error:
                     raise SourceError(info.file, error, info.name) from error
             if got == 0:
-                raise _changed(info.file, "became shorter while it was read", info.name)
+                raise source_changed(info.file, "became shorter while it was read", info.name)
             done += got
 
     @contextmanager
@@ -158,13 +158,13 @@ class SourceReader:
         try:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
-            raise _changed(path, "is gone", info.name) from None
+            raise source_changed(path, "is gone", info.name) from None
         except OSError as error:
             raise SourceError(path, error, info.name) from error
         try:
             status = os.fstat(file.fileno())
             if (status.st_size, status.st_mtime_ns) != (expected.size, expected.mtime_ns):
-                raise _changed(path, _difference(status, expected), info.name)
+                raise source_changed(path, _difference(status, expected), info.name)
             _announce(file)
         except BaseException:
             file.close()
@@ -186,15 +186,3 @@ def _difference(status: os.stat_result, expected: SourceFileInfo) -> str:
     if status.st_size != expected.size:
         return f"has {status.st_size:,} bytes, and had {expected.size:,} when it was planned from"
     return "was written to since it was planned from"
-
-
-def _changed(path: Path, message: str, tensor: str) -> InvalidInput:
-    return InvalidInput(
-        Problem(
-            kind="source-changed",
-            message=message,
-            hint="Leave the source alone while it is converted, and start again.",
-            file=str(path),
-            tensor=tensor,
-        )
-    )

@@ -11,9 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event, get_native_id
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from quantrecipe.checkpoint import OutputFiles, SourceError, digests, locate
+from quantrecipe.checkpoint.errors import source_changed
 from quantrecipe.checkpoint.known_digests import known_sha256
 from quantrecipe.converter.resuming import range_digest
 from quantrecipe.converter.units import Range, Unit
@@ -23,6 +24,8 @@ from quantrecipe.schema.lock import OutputFile
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import InvalidInput, OutputError, Problem
 from quantrecipe.schema.tensors import OutputFilePlan, SourceFileInfo
+
+_CHANGED: Final = "was changed or removed while it was read"
 
 
 class _Pool:
@@ -101,11 +104,11 @@ class SourceDigests(_Pool):
                 found, _ = digests(file.path, {}, check=self._check)
             except SourceError as error:
                 if not file.path.exists():
-                    raise _changed(file) from error
+                    raise source_changed(file.path, _CHANGED) from error
                 raise
             status = file.path.stat()
             if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
-                raise _changed(file)
+                raise source_changed(file.path, _CHANGED)
             self._done(name, found)
         known = known_sha256(file.path, file.relative)
         if known is not None and known.sha256 != found:
@@ -206,14 +209,3 @@ def _stand_back() -> None:
 
 def _files_of(unit: Unit) -> frozenset[str]:
     return frozenset(part.file for part in unit.ranges().values())
-
-
-def _changed(file: SourceFileInfo) -> InvalidInput:
-    return InvalidInput(
-        Problem(
-            "source-changed",
-            "was changed or removed while it was read",
-            hint="Leave the source alone while it is converted, and start again.",
-            file=str(file.path),
-        )
-    )
