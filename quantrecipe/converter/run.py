@@ -26,7 +26,7 @@ from quantrecipe.converter.resuming import (
 )
 from quantrecipe.converter.selection import find_converter
 from quantrecipe.converter.sidecars import Sidecar, find_sidecars
-from quantrecipe.converter.units import cut
+from quantrecipe.converter.units import Unit, cut
 from quantrecipe.converter.working import BrokenConverter
 from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.lock import LOCK_NAME, RECIPE_NAME, Lock
@@ -133,8 +133,9 @@ def carry_out(
     with Staging(out, f"output-{plan_key(record)}") as staging:
         try:
             earlier = take_up(staging, record, resume=resume, notice=notice)
-            worked = _work(planned, converter, staging, earlier, means, notice)
-            results = module_results(planned, cut(planned), worked.units, converter)
+            units = cut(planned)
+            worked = _work(planned, units, converter, staging, earlier, means, notice)
+            results = module_results(planned, units, worked.units, converter)
             check_bounds(planned, results)
             small = _small_files(planned, sidecars)
             lock = make_lock(planned, converter, results, worked, small)
@@ -158,13 +159,13 @@ def carry_out(
 
 def _work(
     planned: Plan,
+    units: tuple[Unit, ...],
     converter: Converter,
     staging: Staging,
     earlier: Earlier,
     means: Means,
     notice: Notice,
 ) -> Worked:
-    units = cut(planned)
     lay_out(planned.files, staging.folder)
     if earlier.units:
         there = still_there(staging.folder, units, earlier, means.workers)
