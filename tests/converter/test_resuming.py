@@ -342,10 +342,12 @@ def test_a_source_that_is_not_what_was_published_is_refused(tmp_path: Path, sour
 
 COMMAND = "from quantrecipe.cli.convert import main; main()"
 
-# After five units, every other is waited for as if it took for ever.
+# After five units, every other is waited for as if it took for ever. What a shell runs in the
+# background ignores SIGINT, and so do its children unless they are told otherwise.
 HELD = f"""
-import time
+import signal, time
 from quantrecipe.converter.working import UnitWorker
+signal.signal(signal.SIGINT, signal.default_int_handler)
 real = UnitWorker.perform
 def perform(worker, unit, progress, following):
     while unit.index >= 5:
