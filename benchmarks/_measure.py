@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+LAYER_WEIGHTS, EDGE_WEIGHTS = 264_582_000, 294_000_000
+"""Weights in a branch of Ideogram 4 at full width: in a layer, and outside the layers."""
+
 _BLOCK = 16 << 20
 _PAGE_CACHE_ADVICE = getattr(os, "POSIX_FADV_DONTNEED", None)
 _PREALLOCATE = getattr(os, "posix_fallocate", None)
@@ -200,6 +203,11 @@ def machine() -> str:
     system = f"{platform.system()} {platform.release()}"
     cores = os.cpu_count()
     return f"{processor}, {cores} cores{size}, {system}, Python {platform.python_version()}"
+
+
+def note(text: str) -> None:
+    """Say what happens, beside the results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _first_value(path: Path, key: str) -> str | None:

@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from _measure import (
+    EDGE_WEIGHTS,
+    LAYER_WEIGHTS,
     Run,
     console_script,
     files_below,
     flush,
     forget_cached,
     machine,
+    note,
     plain_copy,
     require_disk,
     run,
@@ -37,9 +40,6 @@ from _measure import (
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "quantrecipe" / "recipes" / "ideogram-4-int8-w8a8.json"
 SIZES = (0.5, 1.0, 2.0, 4.0, 9.3, 18.6)
-# Bytes of FP8 in a branch at full width: those of a layer, and those outside the layers.
-LAYER_BYTES = 264_582_000
-EDGE_BYTES = 294_000_000
 ALL_LAYERS = 34
 # The output's size over the source's where the text projection, kept in bfloat16, is most of it.
 LARGEST_RATIO = 1.6
@@ -55,8 +55,8 @@ class Shape:
 
     @property
     def source_bytes(self) -> int:
-        """About the size of its FP8 files."""
-        return int(self.branches * (EDGE_BYTES + self.layers * LAYER_BYTES) * self.scale**2)
+        """About the size of its FP8 files, a byte for each weight."""
+        return int(self.branches * (EDGE_WEIGHTS + self.layers * LAYER_WEIGHTS) * self.scale**2)
 
 
 def shape_for(size: float) -> Shape:
@@ -168,11 +168,6 @@ def print_table(points: list[Point]) -> None:
             f"{max(ran.peak_rss for ran in point.conversions) / 1e6:.0f}",
         ]
         print(f"| {' | '.join(cells)} |")
-
-
-def note(text: str) -> None:
-    """Say what happens, beside the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _measure import (
+    EDGE_WEIGHTS,
+    LAYER_WEIGHTS,
     console_script,
     files_below,
     flush,
     forget_cached,
     machine,
+    note,
     plain_copy,
     require_disk,
     run,
@@ -36,8 +39,6 @@ from _measure import (
 HERE = Path(__file__).resolve().parent
 FP8 = "float8_e4m3fn"
 KINDS = {"bfloat16": "plain", FP8: "fp8-scaled"}
-# Bytes of a branch at full width: those of a layer, and those outside the layers.
-LAYER_WEIGHTS, EDGE_WEIGHTS = 264_582_000, 294_000_000
 
 
 def main() -> None:
@@ -138,11 +139,6 @@ def print_rows(rows: dict[str, dict[str, list[float]]]) -> None:
             f"| {whole / aside:.2f} | {medians['cpu']:.1f} | {max(row['peak']):.0f} |"
         )
     print()
-
-
-def note(text: str) -> None:
-    """Say what happens, beside the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

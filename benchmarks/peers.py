@@ -32,6 +32,7 @@ from _measure import (
     flush,
     forget_cached,
     machine,
+    note,
     require_disk,
     run,
     total_bytes,
@@ -264,11 +265,6 @@ def estimated_disk(scale: float, layers: int) -> int:
     """Bytes to have free: a bfloat16 source, and outputs of twice its numbers to be safe."""
     numbers = (290e6 + 264e6 * layers) * scale**2
     return int(4.2 * numbers) + 500_000_000
-
-
-def note(text: str) -> None:
-    """Say what happens, beside the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
