@@ -13,7 +13,7 @@ from threading import Event, get_native_id
 from types import TracebackType
 from typing import Final, Self
 
-from quantrecipe.checkpoint import OutputFiles, SourceError, digests, locate
+from quantrecipe.checkpoint import SourceError, digests, locate
 from quantrecipe.checkpoint.errors import source_changed
 from quantrecipe.checkpoint.known_digests import known_sha256
 from quantrecipe.converter.resuming import range_digest
@@ -129,16 +129,14 @@ class OutputDigests(_Pool):
     Args:
         plan: what is written.
         units: all of its units.
-        output: the files; those that are whole are closed.
+        folder: the files lie below it.
         threads: how many files to hash at the same time.
     """
 
-    def __init__(
-        self, plan: Plan, units: Sequence[Unit], output: OutputFiles, threads: int
-    ) -> None:
+    def __init__(self, plan: Plan, units: Sequence[Unit], folder: Path, threads: int) -> None:
         super().__init__(threads, "outputs")
         self._units = units
-        self._output = output
+        self._folder = folder
         self._files = {file.path: file for file in plan.files}
         self._left = Counter(file for unit in units for file in _files_of(unit))
         self._written: dict[tuple[str, str], str] = {}
@@ -148,18 +146,20 @@ class OutputDigests(_Pool):
             if not self._left[file.path]:
                 self._start(file.path)
 
-    def done(self, result: UnitResult) -> None:
-        """A unit was written."""
+    def done(self, result: UnitResult) -> frozenset[str]:
+        """A unit was written; returns the files that are whole by that."""
         unit = self._units[result.index]
         for role, part in unit.ranges().items():
             if part.whole:
                 self._written[part.file, part.tensor] = result.digests[role]
             else:
                 self._pieces.append((part, result.digests[role]))
-        for file in _files_of(unit):
-            self._left[file] -= 1
-            if not self._left[file]:
-                self._start(file)
+        files = _files_of(unit)
+        self._left.subtract(files)
+        whole = frozenset(file for file in files if not self._left[file])
+        for file in whole:
+            self._start(file)
+        return whole
 
     def results(self) -> tuple[tuple[OutputFile, ...], dict[tuple[str, str], str]]:
         """The files, and the digests of tensors by file and name.
@@ -177,7 +177,7 @@ class OutputDigests(_Pool):
             if tensors[place] != digest:
                 raise self._not_as_written(*place)
         for part, digest in self._pieces:
-            if range_digest(self._output.folder, part) != digest:
+            if range_digest(self._folder, part) != digest:
                 raise self._not_as_written(part.file, part.tensor)
         return tuple(files), tensors
 
@@ -186,12 +186,12 @@ class OutputDigests(_Pool):
 
     def _hash(self, file: OutputFilePlan) -> tuple[OutputFile, dict[str, str]]:
         ranges = {name: (file.offsets[name], one.nbytes) for name, one in file.tensors.items()}
-        whole, each = digests(locate(self._output.folder, file.path), ranges, check=self._check)
+        whole, each = digests(locate(self._folder, file.path), ranges, check=self._check)
         return OutputFile(path=file.path, bytes=file.size, sha256=whole), each
 
     def _not_as_written(self, file: str, tensor: str) -> OutputError:
         return OutputError(
-            f"{locate(self._output.folder, file)} [{tensor}]: what is there is not what was written"
+            f"{locate(self._folder, file)} [{tensor}]: what is there is not what was written"
             "\n  Memory, the disk or the network has failed; nothing was published."
         )
 

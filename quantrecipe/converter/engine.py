@@ -139,7 +139,7 @@ def work(
                 lambda path, found: keeper.add(Done({"source": path, "sha256": found})),
             )
         )
-        outputs = stack.enter_context(OutputDigests(plan, units, output, means.workers))
+        outputs = stack.enter_context(OutputDigests(plan, units, staging.folder, means.workers))
         for result in results.values():
             outputs.done(result)
             means.progress(units[result.index].source_bytes, units[result.index].of.name)
@@ -149,8 +149,8 @@ def work(
         for result in run(setup, left, output, means):
             unit = units[result.index]
             results[result.index] = result
-            outputs.done(result)
-            keeper.add(_done(result, unit, synced=means.executor is not None))
+            whole = outputs.done(result)
+            keeper.add(_done(result, unit, whole, synced=means.executor is not None))
             sources.check()
             staging.keep = True
         files, tensors = outputs.results()
@@ -159,10 +159,10 @@ def work(
         )
 
 
-def _done(result: UnitResult, unit: Unit, *, synced: bool) -> Done:
+def _done(result: UnitResult, unit: Unit, whole: frozenset[str], *, synced: bool) -> Done:
     ranges = unit.ranges().values()
     files = frozenset() if synced else frozenset(part.file for part in ranges)
-    return Done(result.as_record(), files, sum(part.nbytes for part in ranges))
+    return Done(result.as_record(), files, sum(part.nbytes for part in ranges), whole)
 
 
 def _run_here(

@@ -24,15 +24,19 @@ class Done:
         record: says so in the journal.
         files: output files to push to the disk before.
         nbytes: how much was written.
+        whole: output files to close after that, for nothing is left to write to them.
     """
 
     record: dict[str, Any]
     files: frozenset[str] = field(default=frozenset())
     nbytes: int = 0
+    whole: frozenset[str] = field(default=frozenset())
 
 
 class Keeper:
     """Pushes files to the disk and writes the journal, in batches, in a thread of its own.
+
+    Nobody else may close files that this thread may be pushing.
 
     Args:
         journal: takes the records.
@@ -106,5 +110,6 @@ class Keeper:
     def _write(self, batch: Iterable[Done]) -> None:
         kept = list(batch)
         self._output.sync(sorted({file for done in kept for file in done.files}))
+        self._output.close({file for done in kept for file in done.whole})
         if kept:
             self._journal.append(done.record for done in kept)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from quantrecipe.converter import convert, plan
 from quantrecipe.converter.run import carry_out
 from quantrecipe.converter.selection import find_converter
 from quantrecipe.converter.streaming import StreamingConverter
+from quantrecipe.converter.units import Unit
+from quantrecipe.converter.working import UnitResult, UnitWorker
 from quantrecipe.loaders import load_state_dict
 from quantrecipe.schema.problems import InvalidInput, OutputError
 from tests.converter.making import (
@@ -40,7 +43,7 @@ from tests.converter.making import (
     tree,
     weight_spec,
 )
-from tests.converter.waiting import LIMIT
+from tests.converter.waiting import LIMIT, wait_until
 
 BOTH = pytest.mark.parametrize("converter", ["streaming", "reference"])
 OUTPUT = ["model.safetensors", "recipe.json", "recipe.lock.json"]
@@ -524,6 +527,38 @@ def test_with_more_metadata_only_its_order_may_differ(tmp_path: Path, source: Pa
         header = json.loads(data[8 : 8 + length])
         found.append((length, header, list(header), data[8 + length :]))
     assert found[0] == found[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc lists open files")
+def test_whole_files_are_closed_while_others_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Systems let a process open a thousand or fewer."""
+    tensors = {f"m{index}.weight": torch.ones(4, 8) for index in range(9)}
+    source = save(tmp_path / "m.safetensors", tensors)
+    perform, done = UnitWorker.perform, list[str]()
+
+    def patient(worker: UnitWorker, unit: Unit, **keywords: Any) -> UnitResult:
+        result = perform(worker, unit, **keywords)
+        done.append(unit.of.name)
+        if len(done) == len(tensors):
+            last = {Path(part.file).name for part in unit.ranges().values()}
+            wait_until(lambda: open_shards() == last)
+        return result
+
+    monkeypatch.setattr(UnitWorker, "perform", patient)
+    sharded = parsed(recipe(target_fields={"max_shard_size": "60B"}))
+    out = convert(sharded, source, tmp_path / "out", jobs=1).out
+    assert len(list(out.glob("*.safetensors"))) == len(done) == len(tensors)
+
+
+def open_shards() -> set[str]:
+    """Shards that this process has open."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            found.add(link.readlink().name)
+    return {name for name in found if "-of-" in name}
 
 
 # In a process of its own
