@@ -12,7 +12,7 @@ from quantrecipe.checkpoint import SourceError
 from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.document import document_of, parse_text
 from quantrecipe.schema.lock import LOCK_NAME, Lock
-from quantrecipe.schema.parsed import MAX_BYTES
+from quantrecipe.schema.parsed import MAX_LOCK_BYTES
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.semantics import LOCK_DAMAGED
 from quantrecipe.schema.structure import build
@@ -79,7 +79,7 @@ def _as_written(text: bytes) -> Lock | None:
     Reading a text that may hold anything, and noting where everything in it stands, takes as long
     as hashing a gigabyte where there are thousands of tensors.
     """
-    if len(text) > MAX_BYTES:
+    if len(text) > MAX_LOCK_BYTES:
         return None
     try:
         value = json.loads(text)

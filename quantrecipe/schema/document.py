@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from quantrecipe.schema.json_text import parse_json
-from quantrecipe.schema.parsed import MAX_BYTES, JsonValue, Parsed, at, parent
+from quantrecipe.schema.parsed import MAX_BYTES, JsonValue, Parsed, at, max_bytes, parent
 from quantrecipe.schema.problems import InvalidInput, Problem
 
 STDIN: Final = "-"
@@ -120,7 +120,7 @@ def _read(path: Path) -> bytes:
             message, hint = "this is a folder", "Name the document inside it."
         else:
             with path.open("rb") as file:
-                return file.read(MAX_BYTES + 1)
+                return file.read(max_bytes(path.name) + 1)
     except FileNotFoundError:
         message, hint = "there is no such file", _near(path)
     except PermissionError:

@@ -16,7 +16,6 @@ from quantrecipe.schema.parsed import (
     JSON_NUMBER,
     MAX_DEPTH,
     MAX_PROBLEMS,
-    MAX_VALUES,
     JsonValue,
     Parsed,
     at,
@@ -25,6 +24,7 @@ from quantrecipe.schema.parsed import (
     decode,
     has_lone_surrogate,
     line_starts,
+    max_values,
     number_problem,
     place_of,
     read_number,
@@ -95,6 +95,7 @@ class _Reader:
     def __init__(self, text: str, file: str) -> None:
         self.text = text
         self.file = file
+        self.most_values = max_values(file)
         self.starts = line_starts(text)
         self.problems: list[Problem] = []
         self.values: dict[str, int] = {}
@@ -114,8 +115,8 @@ class _Reader:
 
     def _value(self, pointer: str, depth: int) -> JsonValue:
         self.values[pointer] = self.end
-        if len(self.values) > MAX_VALUES:
-            self._stop(too_many_values())
+        if len(self.values) > self.most_values:
+            self._stop(too_many_values(self.file))
         first = self.text[self.end : self.end + 1]
         if first == '"':
             return self._string(pointer)

@@ -35,7 +35,17 @@ MAX_INTEGER: Final = (1 << 53) - 1
 """The largest whole number that every JSON reader keeps exactly (RFC 8259, section 6)."""
 
 MAX_VALUES: Final = 1_000_000
-"""Values in one document; the lock of the largest checkpoint has a fifth of that."""
+"""Values in one document."""
+
+MAX_LOCK_BYTES: Final = 256 << 20
+"""The largest lock that is read. Locks are written by programs, and have about 500 bytes for each
+tensor."""
+
+MAX_LOCK_VALUES: Final = 8_000_000
+"""Values in one lock, which has about 15 for each tensor."""
+
+LOCK_SUFFIX: Final = ".lock.json"
+"""How files are called that are read as locks, as large as these may be."""
 
 MAX_PROBLEMS: Final = 200
 """Problems of one sort that are reported of one document; more would help nobody."""
@@ -177,9 +187,19 @@ def capped(problems: Iterable[Problem], what: str) -> tuple[Problem, ...]:
     return found if len(found) <= MAX_PROBLEMS else (*found[:-1], too_many(what))
 
 
-def too_many_values() -> Problem:
+def max_bytes(file: str) -> int:
+    """The largest document of this name that is read, in bytes of UTF-8."""
+    return MAX_LOCK_BYTES if file.endswith(LOCK_SUFFIX) else MAX_BYTES
+
+
+def max_values(file: str) -> int:
+    """The most values that are read of a document of this name."""
+    return MAX_LOCK_VALUES if file.endswith(LOCK_SUFFIX) else MAX_VALUES
+
+
+def too_many_values(file: str) -> Problem:
     """A text that is not long, but full."""
-    message = f"the document holds more than {MAX_VALUES:,} values"
+    message = f"the document holds more than {max_values(file):,} values"
     return Problem("too-large", message, _LARGE_HINT)
 
 
@@ -190,8 +210,8 @@ def has_lone_surrogate(text: str) -> bool:
 
 def decode(data: bytes, file: str) -> tuple[str, Problem | None]:
     """UTF-8 bytes as text; what cannot be decoded is a problem with its place."""
-    if len(data) > MAX_BYTES:
-        return "", Problem("too-large", _too_large(len(data)), _LARGE_HINT, file=file)
+    if len(data) > max_bytes(file):
+        return "", _too_large(len(data), file)
     try:
         return data.decode("utf-8"), None
     except UnicodeDecodeError as error:
@@ -209,9 +229,10 @@ def decode(data: bytes, file: str) -> tuple[str, Problem | None]:
 
 def check_text(text: str, file: str) -> Problem | None:
     """Why a text is refused before a look at its syntax: too large, or a byte order mark."""
-    size = len(text) if len(text) > MAX_BYTES else len(text.encode("utf-8", "surrogatepass"))
-    if size > MAX_BYTES:
-        return Problem("too-large", _too_large(size), _LARGE_HINT, file=file)
+    most = max_bytes(file)
+    size = len(text) if len(text) > most else len(text.encode("utf-8", "surrogatepass"))
+    if size > most:
+        return _too_large(size, file)
     if text.startswith("\ufeff"):
         return Problem(
             "byte-order-mark",
@@ -234,8 +255,9 @@ def unread(file: str, problem: Problem) -> Parsed:
     return Parsed(file, None, False, (problem,), MappingProxyType({}), MappingProxyType({}), (0,))
 
 
-_LARGE_HINT = "Recipes are small; is this the right file?"
+_LARGE_HINT = f"Is this the right file? Only locks, called *{LOCK_SUFFIX}, may be large."
 
 
-def _too_large(size: int) -> str:
-    return f"the document has {size:,} bytes, more than the {MAX_BYTES:,} that are read"
+def _too_large(size: int, file: str) -> Problem:
+    message = f"the document has {size:,} bytes, more than the {max_bytes(file):,} that are read"
+    return Problem("too-large", message, _LARGE_HINT, file=file)

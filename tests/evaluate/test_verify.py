@@ -20,7 +20,9 @@ from quantrecipe.converter import convert
 from quantrecipe.evaluate import Verification, verify, workload
 from quantrecipe.schema.canonical import document_bytes, lock_digest
 from quantrecipe.schema.lock import LOCK_NAME
+from quantrecipe.schema.parsed import MAX_BYTES
 from quantrecipe.schema.problems import Problem
+from quantrecipe.schema.validation import load_lock
 from tests.converter.making import (
     FLOAT8,
     KINDS,
@@ -262,6 +264,23 @@ def test_a_damaged_lock_says_so_and_everything_else_is_looked_at(out: Path) -> N
     assert (damaged.file, damaged.pointer) == (str(out / LOCK_NAME), "/sha256")
     assert lock_digest(lock) in damaged.message
     assert damaged.line is not None
+
+
+def test_a_lock_of_many_tensors_is_read_again(out: Path) -> None:
+    def change(lock: Json) -> None:
+        one = next(module for module in lock["modules"] if module["name"] == "a")
+        lock["modules"] = []
+        for index in range(60_000 // len(one["tensors"])):
+            name = f"transformer.blocks.{index}.feed_forward.experts.gate_proj"
+            tensors = {
+                role: {**tensor, "name": f"{name}.{role}", "offset": 1000 * index}
+                for role, tensor in one["tensors"].items()
+            }
+            lock["modules"].append({**one, "name": name, "tensors": tensors})
+
+    edit_lock(out, change)
+    assert (out / LOCK_NAME).stat().st_size > MAX_BYTES
+    assert sum(1 for _ in load_lock(out / LOCK_NAME).tensors()) >= 60_000
 
 
 def test_the_same_lock_in_other_bytes(out: Path) -> None:

@@ -181,6 +181,13 @@ def test_too_large(text: str | bytes) -> None:
     assert kinds(text) == ["too-large"]
 
 
+@pytest.mark.parametrize("name", ["recipe.lock.json", "out/their.lock.json"])
+def test_locks_may_be_larger_and_fuller(name: str) -> None:
+    full = "[" + "1," * MAX_VALUES + "1]" + " " * MAX_BYTES
+    assert parse_json(full, name).problems == ()
+    assert [problem.kind for problem in parse_json(full, "recipe.json").problems] == ["too-large"]
+
+
 def test_faults_that_end_nothing_are_all_reported() -> None:
     parsed = parse_json('{"a": NaN, "b": 1, "b": [1e999], "c": 99999999999999999999, "d": true}')
     assert parsed.complete
