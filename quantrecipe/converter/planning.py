@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from quantrecipe.checkpoint import open_parts, read_header
 from quantrecipe.converter.selection import check_capabilities, find_converter
+from quantrecipe.converter.standalone import LOADER_NAME, loader_source
 from quantrecipe.schema.document import STDIN, Document, parse_text, read_parsed
 from quantrecipe.schema.plan import Plan, PlannedModule
 from quantrecipe.schema.planning import make_plan
@@ -94,6 +95,9 @@ def plan(
         parts = open_parts(root, loaded.recipe.source.parts)
         planned = make_plan(loaded.recipe, parts, _statistics_path(loaded))
         _check_statistics(planned)
+        if loaded.recipe.target.emit_loader:
+            emitted = {LOADER_NAME: loader_source(planned)}
+            return replace(planned, extra_files={**planned.extra_files, **emitted})
         return planned
 
 

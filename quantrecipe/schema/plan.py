@@ -109,7 +109,7 @@ class Plan:
         modules: in order of part and name.
         others: likewise.
         files: the output files, down to every offset.
-        extra_files: further small files with their bytes (a shard index), by path.
+        extra_files: further small files with their bytes (a shard index, a loader), by path.
         statistics: the statistics file, where a scheme smooths.
         warnings: what is worth knowing and refuses nothing.
     """

@@ -136,6 +136,10 @@ class Target(Model):
     """The most bytes of tensors in one file (decimal units); more go into numbered shards with an
     index. A tensor that is larger by itself gets a shard of its own."""
 
+    emit_loader: bool = False
+    """Whether ``safetensors_loader.py`` is written beside the weights: one file of Python that loads
+    this checkpoint into any torch module, and needs nothing but torch and safetensors."""
+
     def file_of(self, part: str) -> str:
         """The file that a part goes into, before it is cut into shards."""
         return self.parts[part] if self.parts is not None else self.file

@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+# Licensed under the Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0
+"""Loads the quantized checkpoint that lies beside this file. Needs torch and safetensors only.
+
+    from safetensors_loader import load
+
+    with torch.device("meta"):
+        model = MyModel(config)
+    model = load(model, device="cuda")      # its quantized linears stay quantized
+
+``state_dict()`` gives ordinary weights instead, for any other use, and ``python
+safetensors_loader.py`` prints what is in the checkpoint. Everything is checked against what is
+written below before a tensor is read: a missing, extra, misshaped or mistyped one is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+
+M = TypeVar("M", bound=nn.Module)
+Shape = tuple[int, ...]
+Block = tuple[int | str, int | str]
+Name = str | tuple[str, range, str]
+"""One name, or one for each number: ``("layers.", range(0, 34), ".attention.qkv")``."""
+
+
+class Group(TypedDict):
+    """Modules that are stored alike, or tensors of no module."""
+
+    format: str  # for people
+    block: Block | None  # rows and columns that share a scale
+    activation: tuple[str, str] | None  # format of quantized inputs, and what shares a scale
+    tensors: dict[str, tuple[str, str, tuple[int | str, ...]]]  # role: name on disk, dtype, shape
+    names: dict[Shape, tuple[Name, ...]]  # by the shape of the weight, or of the tensor
+    bytes: int
+
+
+class Part(TypedDict):
+    """One network."""
+
+    files: tuple[str, ...]
+    groups: tuple[Group, ...]
+
+
+# What the checkpoint consists of. In a name on disk, {} stands for the module's own name.
+# <checkpoint>
+RECIPE = ""
+PARTS: dict[str, Part] = {}
+# </checkpoint>
+
+HERE = Path(__file__).resolve().parent
+LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
+MAX_INT32_TERMS = 131_071  # products of two int8 numbers whose sum surely fits int32
+EXACT_TERMS = 1024  # and float32
+
+
+def load(
+    model: M,
+    folder: Path | str = HERE,
+    *,
+    part: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.bfloat16,
+) -> M:
+    """Load a part into ``model``, in place. Each tensor is read once, straight to ``device``.
+
+    Every quantized ``nn.Linear`` becomes a ``QuantizedLinear``; a quantized weight of any other
+    kind of module (an embedding, a subclass of ``nn.Linear``) is multiplied out.
+
+    Args:
+        model: of the right architecture; it may be on the meta device.
+        folder: of the weights.
+        part: its name; may be left out where there is only one.
+        device: where everything goes.
+        dtype: of all numbers that are not quantized; None: as they are stored.
+
+    Raises:
+        ValueError: checkpoint and model do not fit; it names every tensor that does not.
+    """
+    part = _only(part)
+    entries = list(_entries(part))
+    with ExitStack() as stack:
+        files, problems = _open(Path(folder), part, str(device), stack)
+        linears, places, misfits = _fit(model, entries)
+        _refuse(problems + misfits)
+        for entry in entries:
+            tensors = _read(entry, files)
+            if entry.name in linears:
+                _put(model, linears[entry.name], QuantizedLinear(entry, tensors))
+                continue
+            for key, tensor in _plain(entry, tensors, dtype).items():
+                if tensor.is_floating_point() and dtype is not None:
+                    tensor = tensor.to(dtype)
+                _put(model, places[key], tensor)
+    return model.to(device)
+
+
+def state_dict(
+    folder: Path | str = HERE, part: str | None = None, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Every tensor of a part, weights multiplied out, for an ordinary ``load_state_dict``.
+
+    Args:
+        folder: of the weights.
+        part: its name; may be left out where there is only one.
+        dtype: of weights that were quantized; everything else is as it is stored.
+
+    Raises:
+        ValueError: the checkpoint is not the one this file was written for.
+    """
+    part = _only(part)
+    found: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        files, problems = _open(Path(folder), part, "cpu", stack)
+        _refuse(problems)
+        for entry in _entries(part):
+            found |= _plain(entry, _read(entry, files), dtype)
+    return found
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer on quantized weights, and on quantized inputs where the checkpoint says so.
+
+    Its tensors keep their dtypes: ``model.to(torch.float16)`` and the like only move it.
+    """
+
+    weight: Tensor  # codes, [out, in]
+    weight_scale: Tensor | None  # one for each block
+    smoothing: Tensor | None  # [in]: inputs are divided by it
+    bias: Tensor | None  # [out]
+
+    def __init__(self, entry: Entry, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.out_features, self.in_features = entry.shape
+        self.block, self.activation = entry.block, entry.group["activation"]
+        for role in ("weight", "weight_scale", "smoothing", "bias"):
+            self.register_buffer(role, tensors.get(role))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` is ``[..., in]``; the result is ``[..., out]`` in its dtype."""
+        rows = x.reshape(x.shape[:-1].numel(), self.in_features)
+        with torch.autocast(x.device.type, enabled=False):
+            if self.smoothing is not None:
+                rows = rows.float() / self.smoothing
+            y = self._quantized(rows) if self.activation else self._plain(rows.to(x.dtype))
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def _plain(self, rows: Tensor) -> Tensor:
+        """Inputs as they are, on weights multiplied out."""
+        bias = self.bias.to(rows.dtype) if self.bias is not None else None
+        weight = dequantize(self.weight, self.weight_scale, self.block)
+        return functional.linear(rows, weight.to(rows.dtype), bias)
+
+    def _quantized(self, rows: Tensor) -> Tensor:
+        """Inputs quantized as well; float32 from there on."""
+        assert self.activation is not None
+        codes, scale = quantize(rows.float(), *self.activation)
+        grid = self.weight_scale
+        if (
+            codes.dtype == self.weight.dtype == torch.int8
+            and grid is not None
+            and grid.shape[1] == 1  # each output has one scale
+            and self.in_features <= MAX_INT32_TERMS
+        ):
+            y = int_matmul(codes, self.weight).float() * scale * grid.float().t()
+        else:
+            y = functional.linear(codes.float() * scale, dequantize(self.weight, grid, self.block))
+        return y if self.bias is None else y + self.bias.float()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+        # As bytes, so that a change of dtype leaves codes and scales alone.
+        for name, tensor in self._buffers.items():
+            if tensor is not None:
+                self._buffers[name] = fn(tensor.view(torch.uint8)).view(tensor.dtype)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.weight.dtype}, {self.activation}"
+
+
+def quantize(x: Tensor, name: str, granularity: str) -> tuple[Tensor, Tensor]:
+    """Codes ``[M, K]`` and scales ``[M, 1]`` (token) or ``[1, 1]`` (tensor) of float32 inputs."""
+    largest = LARGEST[name]
+    amax = x.abs().amax(1, keepdim=True)
+    if granularity == "tensor" and len(x):
+        amax = amax.amax(0, keepdim=True)
+    # By a tensor: torch may multiply by the reciprocal of a Python number, which rounds twice.
+    scale = amax / amax.new_full((), largest)
+    scale = scale.masked_fill(scale == 0, 1.0)
+    ratio = x / scale
+    if name == "int8":
+        ratio = ratio.round()  # half to even
+    return ratio.clamp(-largest, largest).to(getattr(torch, name)), scale
+
+
+def dequantize(codes: Tensor, scale: Tensor | None, block: tuple[int, int]) -> Tensor:
+    """float32 weights ``[out, in]``: codes times the scale of the block that each lies in."""
+    if scale is None:
+        return codes.float()
+    grid = scale.float()
+    for dim, size in enumerate(block):
+        if size > 1 and grid.shape[dim] > 1:
+            grid = grid.repeat_interleave(size, dim).narrow(dim, 0, codes.shape[dim])
+    return codes.float() * grid
+
+
+def int_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """int8 ``[M, K]`` times int8 ``[N, K]`` transposed, int32 ``[M, N]``, exact on every device."""
+    if x.is_cuda and all(size % 8 == 0 for size in weight.shape):
+        padding = max(0, 17 - len(x))  # it takes no fewer rows
+        padded = functional.pad(x, (0, 0, 0, padding))
+        return torch._int_mm(padded, weight.t())[: len(x)]
+    total = torch.zeros(len(x), len(weight), dtype=torch.int32, device=x.device)
+    for start in range(0, x.shape[1], EXACT_TERMS):
+        terms = slice(start, start + EXACT_TERMS)
+        total += (x[:, terms].float() @ weight[:, terms].float().t()).to(torch.int32)
+    return total
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A module or a tensor of no module, with its tensors by role: name on disk, dtype, shape."""
+
+    name: str
+    shape: Shape
+    group: Group
+    block: tuple[int, int]
+    tensors: dict[str, tuple[str, str, Shape]]
+
+    def in_model(self) -> Iterator[tuple[str, str, Shape, bool]]:
+        """What it is in an ordinary model: role, name, shape, whether it is floating-point."""
+        for role, (_, dtype, shape) in self.tensors.items():
+            if role in ("weight", "bias", "tensor"):
+                key = self.name if role == "tensor" else f"{self.name}.{role}"
+                yield role, key, shape, role == "weight" or dtype.startswith(("F", "BF"))
+
+
+def _entries(part: str) -> Iterator[Entry]:
+    for group in PARTS[part]["groups"]:
+        for shape, names in group["names"].items():
+            dims, block = _dims(shape, group["block"])
+            described = {
+                role: (dtype, shape if role == "tensor" else _filled(sizes, dims))
+                for role, (_, dtype, sizes) in group["tensors"].items()
+            }
+            for name in _expand(names):
+                tensors = {
+                    role: (group["tensors"][role][0].replace("{}", name), *each)
+                    for role, each in described.items()
+                }
+                yield Entry(name, shape, group, block, tensors)
+
+
+def _dims(shape: Shape, block: Block | None) -> tuple[dict[str, int], tuple[int, int]]:
+    """What the words in shapes stand for, and the rows and columns that share a scale."""
+    if len(shape) != 2:
+        return {}, (1, 1)
+    dims = {"out": shape[0], "in": shape[1]}
+    rows, columns = _filled(block or shape, dims)
+    dims["row_blocks"] = -(-shape[0] // rows)
+    dims["column_blocks"] = dims["groups"] = -(-shape[1] // columns)
+    return dims, (rows, columns)
+
+
+def _filled(sizes: tuple[int | str, ...], dims: dict[str, int]) -> Shape:
+    return tuple(size if isinstance(size, int) else dims[size] for size in sizes)
+
+
+def _expand(names: tuple[Name, ...]) -> Iterator[str]:
+    for name in names:
+        if isinstance(name, str):
+            yield name
+        else:
+            yield from (f"{name[0]}{number}{name[2]}" for number in name[1])
+
+
+def _only(part: str | None) -> str:
+    if part is None and len(PARTS) == 1:
+        return next(iter(PARTS))
+    if part is None or part not in PARTS:
+        raise ValueError(f"part={part!r}: it is one of {', '.join(map(repr, PARTS))}")
+    return part
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("\n  ".join([f"{len(problems)} thing(s) do not fit:", *problems]))
+
+
+def _open(
+    folder: Path, part: str, device: str, stack: ExitStack
+) -> tuple[dict[str, Any], list[str]]:
+    """The open file of each tensor on disk, and what is not as written above."""
+    files: dict[str, Any] = {}
+    problems: list[str] = []
+    mine = set(PARTS[part]["files"])
+    for name in sorted(mine):
+        if not (folder / name).is_file():
+            problems.append(f"missing file: {folder / name}")
+            continue
+        file = stack.enter_context(safe_open(folder / name, framework="pt", device=device))
+        keys = list(file.keys())
+        problems += [f"extra: {key!r} is in two files" for key in keys if key in files]
+        files.update(dict.fromkeys(keys, file))
+    known: set[str] = set()
+    for other in PARTS:
+        if mine & set(PARTS[other]["files"]):
+            known.update(stored for each in _entries(other) for stored, *_ in each.tensors.values())
+    problems += [f"extra: {key!r} is in no part" for key in files if key not in known]
+    for entry in _entries(part):
+        for stored, dtype, shape in entry.tensors.values():
+            if stored not in files:
+                problems.append(f"missing: {stored!r} is in no file")
+                continue
+            header = files[stored].get_slice(stored)
+            if tuple(header.get_shape()) != shape:
+                problems.append(f"misshaped: {stored!r} is {header.get_shape()}, not {list(shape)}")
+            if header.get_dtype() != dtype:
+                problems.append(f"mistyped: {stored!r} is {header.get_dtype()}, not {dtype}")
+    return files, problems
+
+
+def _read(entry: Entry, files: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an entry by role; scales as a grid."""
+    tensors: dict[str, Tensor] = {
+        role: files[stored].get_tensor(stored) for role, (stored, *_) in entry.tensors.items()
+    }
+    if "weight_scale" in tensors:
+        grid = [-(-size // each) for size, each in zip(entry.shape, entry.block, strict=True)]
+        tensors["weight_scale"] = tensors["weight_scale"].reshape(grid)
+    return tensors
+
+
+def _plain(
+    entry: Entry, tensors: dict[str, Tensor], dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """An entry as an ordinary model has it; ``dtype`` is that of a weight that was quantized."""
+    found = {key: tensors[role] for role, key, *_ in entry.in_model()}
+    if "weight_scale" in tensors:
+        weight = dequantize(tensors["weight"], tensors["weight_scale"], entry.block)
+        if "smoothing" in tensors:  # in place of dividing the inputs
+            weight = weight / tensors["smoothing"]
+        found[f"{entry.name}.weight"] = weight.to(dtype or weight.dtype)
+    return found
+
+
+def _fit(
+    model: nn.Module, entries: list[Entry]
+) -> tuple[dict[str, list[str]], dict[str, list[str]], list[str]]:
+    """Where each quantized linear goes, where each other tensor goes, and what does not fit.
+
+    What has several names in the model (tied weights, shared modules) goes to all of them.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    slots: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    slots |= dict(model.named_buffers(remove_duplicate=False))
+    names: dict[int, list[str]] = {}
+    for name, each in [*modules.items(), *slots.items()]:
+        names.setdefault(id(each), []).append(name)
+    given = {key for entry in entries for _, key, *_ in entry.in_model()}
+    linears: dict[str, list[str]] = {}
+    places: dict[str, list[str]] = {}
+    filled: set[str] = set()
+    problems: list[str] = []
+    for entry in entries:
+        module = modules.get(entry.name)
+        quantized = entry.group["block"] is not None or entry.group["activation"] is not None
+        if quantized and type(module) is nn.Linear:
+            linears[entry.name] = names[id(module)]
+        for role, key, shape, floating in entry.in_model():
+            slot = slots.get(key)
+            if slot is None:
+                problems.append(f"extra: the model has no {key!r}")
+                continue
+            if tuple(slot.shape) != shape:
+                has, wants = list(shape), list(slot.shape)
+                problems.append(f"misshaped: {key!r} is {has}, and {wants} in the model")
+            if slot.is_floating_point() != floating:
+                problems.append(f"mistyped: {key!r} is {slot.dtype} in the model")
+            if entry.name in linears:
+                filled.update(f"{place}.{role}" for place in linears[entry.name])
+            else:
+                places[key] = [name for name in names[id(slot)] if name == key or name not in given]
+                filled.update(places[key])
+    needed = model.state_dict().keys()
+    for key, slot in slots.items():
+        if key not in filled and key in needed:
+            problems.append(f"missing: the checkpoint has no {key!r}")
+        elif key not in filled and slot.is_meta:
+            problems.append(f"missing: {key!r} is meta and not kept in checkpoints: make it first")
+    return linears, places, problems
+
+
+def _put(model: nn.Module, places: list[str], value: nn.Module | Tensor) -> None:
+    kept = nn.Parameter(value, requires_grad=False) if isinstance(value, Tensor) else value
+    for place in places:
+        parent, _, leaf = place.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, leaf, value if leaf in owner._buffers else kept)
+
+
+def main() -> None:
+    """Print a table of what is in the checkpoint."""
+    print(f"{RECIPE}\n\n{'part':<18}{'stored as':<44}{'count':>7}{'bytes':>17}")
+    for part, contents in PARTS.items():
+        for group in contents["groups"]:
+            count = sum(1 for names in group["names"].values() for _ in _expand(names))
+            print(f"{part:<18}{group['format']:<44}{count:>7,}{group['bytes']:>17,}")
+
+
+if __name__ == "__main__":
+    main()

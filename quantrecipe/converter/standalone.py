@@ -1,0 +1,215 @@
+"""``safetensors_loader.py``: a loader for one checkpoint, which needs nothing of this package.
+
+It is the file of that name beside this one, in which the block between two marks is replaced by
+what a plan says. That file is an ordinary module, checked and tested as such, and never imported
+here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import files
+from itertools import groupby
+from operator import itemgetter
+from typing import Final
+
+from quantrecipe.schema.dtypes import DTYPES
+from quantrecipe.schema.layout import Layout, ModuleTensors
+from quantrecipe.schema.layout_reading import roles
+from quantrecipe.schema.plan import Plan, PlannedModule, PlannedOther, PlannedTensor
+from quantrecipe.schema.schemes import AnyWeight, Float8Block, Int8Group, PlainWeight
+
+LOADER_NAME: Final = "safetensors_loader.py"
+_BEGIN, _END = "# <checkpoint>\n", "# </checkpoint>\n"
+_WIDTH: Final = 100
+_NUMBER: Final = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,8})(?![^.])")
+"""A segment of a dotted name that is a number, written as Python would write it."""
+
+Literal = str | int | range | None | tuple["Literal", ...] | Mapping["Literal", "Literal"]
+"""What the block consists of. Strings are written in ASCII with everything else escaped, so that no
+name can end a string, a line or the block, or look like another."""
+
+
+def loader_source(plan: Plan) -> bytes:
+    """The text of a loader for what ``plan`` makes; a pure function of the plan."""
+    template = files("quantrecipe.converter").joinpath(LOADER_NAME).read_text("utf-8")
+    head, _, rest = template.partition(_BEGIN)
+    tail = rest.partition(_END)[2]
+    recipe = f"{plan.recipe.name}, sha256:{plan.recipe_sha256}"
+    block = f"RECIPE = {render(recipe)}\nPARTS: dict[str, Part] = {render(_parts(plan))}\n"
+    return (head + block + tail).encode()
+
+
+def _parts(plan: Plan) -> dict[Literal, Literal]:
+    return {part.name: _part(plan, part.name) for part in plan.parts}
+
+
+def _part(plan: Plan, part: str) -> dict[Literal, Literal]:
+    modules = [module for module in plan.modules if module.part == part]
+    others = [other for other in plan.others if other.part == part]
+    groups: dict[str, _Group] = {}
+    for module in modules:
+        described = _of_module(plan.target_layout, module)
+        group = groups.setdefault(render(described), _Group(described))
+        group.add(module.name, module.outputs["weight"].shape, module.nbytes)
+    for other in others:
+        described = _of_other(plan.target_layout, other)
+        group = groups.setdefault(render(described), _Group(described))
+        group.add(other.name, other.output.shape, other.output.nbytes)
+    written = {tensor.file for module in modules for tensor in module.outputs.values()}
+    written |= {other.output.file for other in others}
+    return {
+        "files": tuple(sorted(written)),
+        "groups": tuple(group.literal() for group in groups.values()),
+    }
+
+
+class _Group:
+    """Modules that are stored alike, or tensors of no module."""
+
+    def __init__(self, described: Mapping[Literal, Literal]) -> None:
+        self._described = described
+        self._names: dict[tuple[int, ...], list[str]] = {}
+        self._bytes = 0
+
+    def add(self, name: str, shape: tuple[int, ...], nbytes: int) -> None:
+        self._names.setdefault(shape, []).append(name)
+        self._bytes += nbytes
+
+    def literal(self) -> dict[Literal, Literal]:
+        names: dict[Literal, Literal] = {
+            shape: tuple(with_ranges(names)) for shape, names in sorted(self._names.items())
+        }
+        return {**self._described, "names": names, "bytes": self._bytes}
+
+
+def _of_module(layout: Layout, module: PlannedModule) -> dict[Literal, Literal]:
+    weight, activation = module.weight, module.activation
+    outputs: Mapping[str, PlannedTensor] = {
+        str(role): each for role, each in module.outputs.items()
+    }
+    tensors: dict[Literal, Literal] = {
+        role: (
+            template.replace("{part}", module.part).replace("{module}", "{}"),
+            DTYPES[outputs[role].dtype].code,
+            shape,
+        )
+        for role, template, shape in _templates(layout, weight)
+        if role in outputs
+    }
+    return {
+        "format": _in_words(module),
+        "block": _block(weight),
+        "activation": (activation.format, activation.granularity) if activation else None,
+        "tensors": tensors,
+    }
+
+
+def _of_other(layout: Layout, other: PlannedOther) -> dict[Literal, Literal]:
+    name = layout.others.name.replace("{part}", other.part).replace("{tensor}", "{}")
+    dtype = other.output.dtype
+    return {
+        "format": f"{dtype}, of no module",
+        "block": None,
+        "activation": None,
+        "tensors": {"tensor": (name, DTYPES[dtype].code, ())},
+    }
+
+
+def _templates(
+    layout: Layout, weight: AnyWeight
+) -> Iterator[tuple[str, str, tuple[int | str, ...]]]:
+    """For each role that a module may have: the template of its name, and its shape."""
+    templates: ModuleTensors | None = (
+        layout.modules.plain
+        if isinstance(weight, PlainWeight)
+        else getattr(layout.modules, weight.format)
+    )
+    assert templates is not None
+    yield "weight", templates.weight.name, ("out", "in")
+    for role, template in roles(templates):
+        if (
+            role == "weight_scale"
+            and templates.weight_scale
+            and not isinstance(weight, PlainWeight)
+        ):
+            yield role, template.name, templates.weight_scale.shapes[weight.granularity][0]
+        elif role == "smoothing":
+            yield role, template.name, ("in",)
+        elif role == "bias":
+            yield role, template.name, ("out",)
+
+
+def _block(weight: AnyWeight) -> Literal:
+    """Rows and columns that share a scale."""
+    if isinstance(weight, PlainWeight):
+        return None
+    if isinstance(weight, Float8Block):
+        return weight.block_size
+    if isinstance(weight, Int8Group):
+        return 1, weight.group_size
+    return ("out" if weight.granularity == "tensor" else 1), "in"
+
+
+def _in_words(module: PlannedModule) -> str:
+    weight, activation = module.weight, module.activation
+    words = str(weight.format)
+    if not isinstance(weight, PlainWeight):
+        words += f" by {weight.granularity}"
+    if activation is not None:
+        words += f", inputs {activation.format} by {activation.granularity}"
+    return words + (", smoothed" if "smoothing" in module.outputs else "")
+
+
+def with_ranges(names: Iterable[str]) -> Iterator[Literal]:
+    """Names, those that differ in one number only as ``(before, range, after)``.
+
+    Together they stand for ``names``, each once.
+    """
+    families: dict[str | tuple[str, str], list[tuple[int, str]]] = {}
+    for name in names:
+        found = _NUMBER.search(name)
+        if found is None:
+            families[name] = []
+        else:
+            around = name[: found.start()], name[found.end() :]
+            families.setdefault(around, []).append((int(found.group()), name))
+    for family, numbered in families.items():
+        if isinstance(family, str):
+            yield family
+            continue
+        before, after = family
+        numbers = enumerate(sorted(numbered))
+        for _, run in groupby(numbers, lambda pair: pair[1][0] - pair[0]):
+            alike = list(map(itemgetter(1), run))
+            if len(alike) == 1:
+                yield alike[0][1]
+            else:
+                yield before, range(alike[0][0], alike[-1][0] + 1), after
+
+
+def render(value: Literal, indent: int = 0, used: int = 0) -> str:
+    """A value as Python source, on one line where it fits."""
+    line = _on_one_line(value)
+    if indent + used + len(line) < _WIDTH or not isinstance(value, tuple | Mapping) or not value:
+        return line
+    inner = indent + 4
+    pad = " " * inner
+    if isinstance(value, Mapping):
+        items = []
+        for key, each in value.items():
+            start = f"{_on_one_line(key)}: "
+            items.append(f"{pad}{start}{render(each, inner, len(start) + 1)},\n")
+        return "{\n" + "".join(items) + " " * indent + "}"
+    items = [f"{pad}{render(each, inner, 1)},\n" for each in value]
+    return "(\n" + "".join(items) + " " * indent + ")"
+
+
+def _on_one_line(value: Literal) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_on_one_line, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, Mapping):
+        items = (f"{_on_one_line(key)}: {_on_one_line(each)}" for key, each in value.items())
+        return f"{{{', '.join(items)}}}"
+    return ascii(value)
