@@ -26,7 +26,7 @@ _WIDTH: Final = 100
 _NUMBER: Final = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,8})(?![^.])")
 """A segment of a dotted name that is a number, written as Python would write it."""
 
-Literal = str | int | range | None | tuple["Literal", ...] | Mapping["Literal", "Literal"]
+Value = str | int | range | None | tuple["Value", ...] | Mapping["Value", "Value"]
 """What the block consists of. Strings are written in ASCII with everything else escaped, so that no
 name can end a string, a line or the block, or look like another."""
 
@@ -41,11 +41,11 @@ def loader_source(plan: Plan) -> bytes:
     return (head + block + tail).encode()
 
 
-def _parts(plan: Plan) -> dict[Literal, Literal]:
+def _parts(plan: Plan) -> dict[Value, Value]:
     return {part.name: _part(plan, part.name) for part in plan.parts}
 
 
-def _part(plan: Plan, part: str) -> dict[Literal, Literal]:
+def _part(plan: Plan, part: str) -> dict[Value, Value]:
     modules = [module for module in plan.modules if module.part == part]
     others = [other for other in plan.others if other.part == part]
     groups: dict[str, _Group] = {}
@@ -68,7 +68,7 @@ def _part(plan: Plan, part: str) -> dict[Literal, Literal]:
 class _Group:
     """Modules that are stored alike, or tensors of no module."""
 
-    def __init__(self, described: Mapping[Literal, Literal]) -> None:
+    def __init__(self, described: Mapping[Value, Value]) -> None:
         self._described = described
         self._names: dict[tuple[int, ...], list[str]] = {}
         self._bytes = 0
@@ -77,19 +77,19 @@ class _Group:
         self._names.setdefault(shape, []).append(name)
         self._bytes += nbytes
 
-    def literal(self) -> dict[Literal, Literal]:
-        names: dict[Literal, Literal] = {
+    def literal(self) -> dict[Value, Value]:
+        names: dict[Value, Value] = {
             shape: tuple(with_ranges(names)) for shape, names in sorted(self._names.items())
         }
         return {**self._described, "names": names, "bytes": self._bytes}
 
 
-def _of_module(layout: Layout, module: PlannedModule) -> dict[Literal, Literal]:
+def _of_module(layout: Layout, module: PlannedModule) -> dict[Value, Value]:
     weight, activation = module.weight, module.activation
     outputs: Mapping[str, PlannedTensor] = {
         str(role): each for role, each in module.outputs.items()
     }
-    tensors: dict[Literal, Literal] = {
+    tensors: dict[Value, Value] = {
         role: (
             template.replace("{part}", module.part).replace("{module}", "{}"),
             DTYPES[outputs[role].dtype].code,
@@ -106,7 +106,7 @@ def _of_module(layout: Layout, module: PlannedModule) -> dict[Literal, Literal]:
     }
 
 
-def _of_other(layout: Layout, other: PlannedOther) -> dict[Literal, Literal]:
+def _of_other(layout: Layout, other: PlannedOther) -> dict[Value, Value]:
     name = layout.others.name.replace("{part}", other.part).replace("{tensor}", "{}")
     dtype = other.output.dtype
     return {
@@ -141,7 +141,7 @@ def _templates(
             yield role, template.name, ("out",)
 
 
-def _block(weight: AnyWeight) -> Literal:
+def _block(weight: AnyWeight) -> Value:
     """Rows and columns that share a scale."""
     if isinstance(weight, PlainWeight):
         return None
@@ -162,7 +162,7 @@ def _in_words(module: PlannedModule) -> str:
     return words + (", smoothed" if "smoothing" in module.outputs else "")
 
 
-def with_ranges(names: Iterable[str]) -> Iterator[Literal]:
+def with_ranges(names: Iterable[str]) -> Iterator[Value]:
     """Names, those that differ in one number only as ``(before, range, after)``.
 
     Together they stand for ``names``, each once.
@@ -189,7 +189,7 @@ def with_ranges(names: Iterable[str]) -> Iterator[Literal]:
                 yield before, range(alike[0][0], alike[-1][0] + 1), after
 
 
-def render(value: Literal, indent: int = 0, used: int = 0) -> str:
+def render(value: Value, indent: int = 0, used: int = 0) -> str:
     """A value as Python source, on one line where it fits."""
     line = _on_one_line(value)
     if indent + used + len(line) < _WIDTH or not isinstance(value, tuple | Mapping) or not value:
@@ -206,7 +206,7 @@ def render(value: Literal, indent: int = 0, used: int = 0) -> str:
     return "(\n" + "".join(items) + " " * indent + ")"
 
 
-def _on_one_line(value: Literal) -> str:
+def _on_one_line(value: Value) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(_on_one_line, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, Mapping):

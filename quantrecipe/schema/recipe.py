@@ -137,7 +137,7 @@ class Target(Model):
     index. A tensor that is larger by itself gets a shard of its own."""
 
     emit_loader: bool = False
-    """Whether ``safetensors_loader.py`` is written beside the weights: one file of Python that loads
+    """Whether ``safetensors_loader.py`` is written beside the weights: one Python file that loads
     this checkpoint into any torch module, and needs nothing but torch and safetensors."""
 
     def file_of(self, part: str) -> str:
