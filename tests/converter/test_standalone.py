@@ -653,3 +653,26 @@ def test_the_lock_vouches_for_it(
     change(out / NAME)
     (problem,) = verify(out).problems
     assert (problem.kind, problem.file) == (kind, str(out / NAME))
+
+
+def test_a_conversion_that_goes_on_writes_the_same(tmp_path: Path) -> None:
+    expected = tree(one(tmp_path / "undisturbed"))
+    folder = tmp_path / "interrupted"
+    folder.mkdir()
+    small(folder / "in.safetensors")
+    document = parsed(recipe(target_fields={"emit_loader": True}))
+    said: list[str] = []
+
+    def interrupt(count: int, name: str) -> None:
+        if name == "b":
+            raise KeyboardInterrupt
+
+    def attempt(**means: Any) -> Path:
+        source = folder / "in.safetensors"
+        return convert(document, source, folder / "out", jobs=1, notice=said.append, **means).out
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(progress=interrupt)
+    assert not (folder / "out").exists()
+    assert tree(attempt()) == expected
+    assert any(line.startswith("going on") for line in said)
