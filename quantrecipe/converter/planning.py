@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,7 +170,7 @@ def _check_statistics(planned: Plan) -> None:
             )
         )
     for module in smoothed:
-        name = statistics_tensor(module.part, module.name)
+        name = statistics_tensor(module, header.tensors)
         message = _not_measured(module, header.tensors.get(name))
         if message is not None:
             problems.append(Problem("statistics-mismatch", message, file=str(path), tensor=name))
@@ -192,6 +192,18 @@ def _not_measured(module: PlannedModule, info: TensorInfo | None) -> str | None:
     return None
 
 
-def statistics_tensor(part: str, module: str) -> str:
-    """The name of a module's input maxima in a statistics file."""
-    return f"{part}/{module}/input_absmax"
+def statistics_tensor(module: PlannedModule, measured: Container[str]) -> str:
+    """The name of a module's input maxima in a statistics file.
+
+    Where a target layout renames or splits a module, they may be those of the source's module: its
+    pieces have the same input.
+
+    Args:
+        module: the module.
+        measured: the tensors that the file has.
+    """
+    own = f"{module.part}/{module.name}/input_absmax"
+    original = module.source.renamed_from
+    if original is None or own in measured:
+        return own
+    return f"{module.part}/{original}/input_absmax"

@@ -184,7 +184,7 @@ def read_input_absmax(statistics: Path, module: PlannedModule) -> Tensor:
         InvalidInput: a maximum is negative or no finite number: it was not measured.
     """
     header = read_header(statistics)
-    info = header.tensors[statistics_tensor(module.part, module.name)]
+    info = header.tensors[statistics_tensor(module, header.tensors)]
     values = torch.empty(info.shape, dtype=torch.float32)
     with SourceReader([header]) as reader:
         read_slice(reader, info, 0, info.shape, values)

@@ -22,6 +22,7 @@ from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.lock import Lock, LockedModule, LockedOther, WeightError
 from quantrecipe.schema.plan_readback import same_numbers
 from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight, ScaledWeight
 from quantrecipe.schema.tensors import SourcePart, TensorInfo
 
@@ -61,7 +62,12 @@ def prove(path: Path, source: Path, lock: Lock, *, block_bytes: int, progress: P
         other = tuple(_other_source(source, lock, parts))
         if other:
             return Proof(other, other)
-        original = open_checkpoint(source, layout=recipe.source.layout, parts=recipe.source.parts)
+        original = open_checkpoint(
+            source,
+            layout=recipe.source.layout,
+            parts=recipe.source.parts,
+            names_of=resolve_layout(recipe.target.layout),
+        )
     except InvalidInput as error:
         return Proof(error.problems, error.problems)
     with original:

@@ -11,6 +11,7 @@ from quantrecipe.loaders.checkpoint import Checkpoint, OpenPart
 from quantrecipe.loaders.identity import identify, root_of
 from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.layout_names import renamed
 from quantrecipe.schema.layout_reading import PartContents, read_part
 from quantrecipe.schema.lock import LOCK_NAME, Lock, LockedTensor
 from quantrecipe.schema.planning import METADATA_KEY
@@ -26,6 +27,7 @@ def open_checkpoint(
     *,
     layout: str | Layout | None = None,
     parts: Mapping[str, str] | None = None,
+    names_of: Layout | None = None,
     check: Check = "headers",
 ) -> Checkpoint:
     """Open a converted checkpoint, or any checkpoint in a known layout.
@@ -37,6 +39,7 @@ def open_checkpoint(
         path: the folder that ``convert`` wrote, or one safetensors file.
         layout: for a checkpoint that does not say what it is; it takes the place of what it says.
         parts: with ``layout``: part name to file, folder or glob; one part by default.
+        names_of: with ``layout``: call modules as a conversion into this layout does.
         check: ``digests``: also hold every tensor that is read against the lock's digest.
 
     Raises:
@@ -60,6 +63,8 @@ def open_checkpoint(
         )
     opened = open_parts(path, identity.locations)
     contents = {part.name: read_part(identity.layout, part) for part in opened}
+    if names_of is not None:
+        contents = {name: renamed(found, names_of) for name, found in contents.items()}
     problems = [problem for found in contents.values() for problem in found.problems]
     files = {file.path: file for part in opened for file in part.files}
     problems += _unowned(opened, contents)

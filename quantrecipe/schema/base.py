@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 _SEGMENT = r"\.?[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]*"
 _FILE_SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _TEXT = r"[^{}\x00-\x1f\x7f]*"
+_MODULE_SEGMENT = r"(\*|[^.*{}\x00-\x1f\x7f]+)"
 
 NAME: Final = r"^[a-z0-9]+([._-][a-z0-9]+)*$"
 PART_NAME: Final = r"^[a-z][a-z0-9_]*$"
@@ -26,6 +27,7 @@ REVISION: Final = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 BYTE_SIZE: Final = r"^[1-9][0-9]{0,11}(B|KB|MB|GB|TB)$"
 MODULE_TEMPLATE: Final = rf"^({_TEXT}\{{part\}})?{_TEXT}\{{module\}}{_TEXT}$"
 OTHER_TEMPLATE: Final = rf"^({_TEXT}\{{part\}})?{_TEXT}\{{tensor\}}{_TEXT}$"
+NAME_MAPPING: Final = rf"^{_MODULE_SEGMENT}(\.{_MODULE_SEGMENT})*$"
 
 PATTERN_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -41,6 +43,7 @@ PATTERN_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         BYTE_SIZE: "a whole number and B, KB, MB, GB or TB, as in '5GB'",
         MODULE_TEMPLATE: "text with {module} in it once, and {part} before that or not at all",
         OTHER_TEMPLATE: "text with {tensor} in it once, and {part} before that or not at all",
+        NAME_MAPPING: "a dotted name, in which a segment may be '*' as a whole",
     }
 )
 """What each pattern asks for, in words that follow ``expected``."""

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag
 
 from quantrecipe.schema.base import (
     MODULE_TEMPLATE,
+    NAME_MAPPING,
     OTHER_TEMPLATE,
     Model,
     Name,
@@ -33,6 +34,12 @@ OtherTemplate = Annotated[
     StringConstraints(pattern=OTHER_TEMPLATE, max_length=256),
 ]
 """A tensor name with ``{tensor}`` in it, and ``{part}`` before that where parts share a file."""
+
+MappedName = Annotated[
+    str,
+    StringConstraints(pattern=NAME_MAPPING, max_length=256),
+]
+"""A module's dotted name; a segment that is ``*`` stands for any one segment."""
 
 StoredDType = Literal[
     "float64",
@@ -151,6 +158,17 @@ class LayoutModules(Model):
     float8_e5m2: ModuleTensors | None = None
 
 
+class NameMapping(Model):
+    """What a module of a source is called here: another name, or several for equal row slices."""
+
+    source: MappedName = Field(alias="from")
+    """Its name in a source, or that of what has tensors without being a module, as a norm."""
+
+    into: Annotated[tuple[MappedName, ...], NonEmpty]
+    """Its name here. Several: its rows are cut into as many equal parts, in this order. The first
+    ``*`` of each stands for what the first of ``from`` does, and so on."""
+
+
 class Layout(Model):
     """How formats are laid out on disk: tensor names, dtypes, shapes and file metadata."""
 
@@ -172,6 +190,10 @@ class Layout(Model):
 
     others: OtherTensors
     """Every other tensor."""
+
+    names: tuple[NameMapping, ...] = ()
+    """What is called otherwise here than in a source that is converted; the first entry that fits
+    counts. Rules, statistics and locks speak of the names here."""
 
     holds: dict[ScaledFormatName, Holds] = Field(default={})
     """What it has a place for, beyond plain dtypes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from quantrecipe.schema.dtypes import is_plain
@@ -36,6 +36,7 @@ class StoredModule:
         out_features, in_features: the shape of its weight.
         weight: how the weight is stored.
         tensors: what it consists of, by role.
+        renamed_from: what the checkpoint calls it, where a target layout's names were applied.
     """
 
     name: str
@@ -43,6 +44,7 @@ class StoredModule:
     in_features: int
     weight: AnyWeight
     tensors: Mapping[str, TensorInfo]
+    renamed_from: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +62,7 @@ class PartContents:
         claimed: the tensors that this part accounts for, by their name on disk.
         problems: what does not fit the layout.
         broken: modules whose weight was found, but not what it means; each has a problem.
+        renamed: names that the checkpoint gives, and what a target layout made of them.
     """
 
     modules: Mapping[str, StoredModule]
@@ -67,6 +70,7 @@ class PartContents:
     claimed: frozenset[str]
     problems: tuple[Problem, ...]
     broken: frozenset[str] = frozenset()
+    renamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def match_template(template: str, name: str, part: str, field: str) -> str | None:

@@ -71,6 +71,7 @@ def layout_problems(layout: Object, pointer: str = "") -> Iterator[Problem]:
     for name, tensors in modules.items():
         if isinstance(tensors, dict):
             yield from _names(tensors, child(f"{pointer}/modules", name))
+    yield from _mappings(layout.get("names"), f"{pointer}/names")
 
 
 def _scales(tensors: Object, name: str, pointer: str) -> Iterator[Problem]:
@@ -185,6 +186,45 @@ def _names(tensors: Object, pointer: str) -> Iterator[Problem]:
                     "Every tensor of a module goes by names of its own.",
                     pointer=f"{here}/{where}",
                 )
+
+
+def _mappings(names: Any, pointer: str) -> Iterator[Problem]:
+    """Names that cannot be made, or that two entries would make."""
+    taken: dict[str, str] = {}
+    made: dict[str, str] = {}
+    for index, entry in enumerate(names if isinstance(names, list) else ()):
+        source, into = (entry.get("from"), entry.get("into")) if isinstance(entry, dict) else (0, 0)
+        if not isinstance(source, str) or not isinstance(into, list):
+            continue
+        here = f"{pointer}/{index}"
+        if source in taken:
+            yield Problem(
+                "duplicate-name",
+                f"{source!r} is what {taken[source]} is for already",
+                "The first entry that fits counts; take one of them out.",
+                pointer=f"{here}/from",
+            )
+        taken.setdefault(source, here)
+        wildcards = source.split(".").count("*")
+        for place, name in enumerate(into):
+            if not isinstance(name, str):
+                continue
+            where = f"{here}/into/{place}"
+            if name.split(".").count("*") != wildcards:
+                yield Problem(
+                    "wildcards-differ",
+                    f"{name!r} has not as many '*' as {source!r}",
+                    "What each '*' stands for is carried over to the one in the same place.",
+                    pointer=where,
+                )
+            if name in made:
+                yield Problem(
+                    "duplicate-name",
+                    f"{name!r} is already the name that {made[name]} makes",
+                    "Every module goes by a name of its own.",
+                    pointer=where,
+                )
+            made.setdefault(name, where)
 
 
 def _table(value: Object, key: str) -> Object:

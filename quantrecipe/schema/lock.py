@@ -91,7 +91,7 @@ class LockedModule(Model):
 
     part: PartName
     name: str
-    """Its dotted name in the source."""
+    """Its dotted name in the source, or what the target layout's ``names`` make of that."""
 
     disposition: Disposition
     weight: Weight
@@ -113,7 +113,7 @@ class LockedOther(Model):
 
     part: PartName
     name: str
-    """Its name in the source."""
+    """Its name in the source, or what the target layout's ``names`` make of that."""
 
     tensor: LockedTensor
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantrecipe.schema.canonical import recipe_digest
+from quantrecipe.schema.layout_names import renamed
 from quantrecipe.schema.layout_reading import PartContents, read_part
 from quantrecipe.schema.layout_writing import holds_many_parts
 from quantrecipe.schema.placement import parse_size, place
@@ -64,7 +65,10 @@ class _Planner:
         self.target_layout = resolve_layout(recipe.target.layout)
 
     def run(self) -> Plan:
-        contents = {part.name: read_part(self.source_layout, part) for part in self.parts}
+        contents = {
+            part.name: renamed(read_part(self.source_layout, part), self.target_layout)
+            for part in self.parts
+        }
         problems = [problem for found in contents.values() for problem in found.problems]
         problems += self._check_modules(contents)
         problems += self._check_owners(contents)

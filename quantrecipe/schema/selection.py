@@ -197,10 +197,9 @@ def _near_miss(
                 return f"It matches {elsewhere!r} of part {part!r}, which the entry leaves out."
             continue
         modules.update(names)
-        for name, info in found.others.items():
-            stem = name.removesuffix(".weight")
-            if alone.matches(stem) is not None:
-                return f"It matches {stem!r}, but {_no_module(name, info)}."
+        hint = _elsewise(alone, found)
+        if hint is not None:
+            return hint
     for name in sorted(modules):
         if alone.matches(f"{name}.weight") is not None:
             return f"Patterns match modules, not tensors: {name!r}, without '.weight'."
@@ -213,6 +212,21 @@ def _near_miss(
     if not modules:
         return "There are no modules."
     return f"Modules are called like {min(modules)!r}."
+
+
+def _elsewise(alone: Patterns, found: PartContents) -> str | None:
+    """What a pattern matches in a part that is called otherwise there, or is no module."""
+    for name, into in found.renamed.items():
+        if alone.matches(name) is not None:
+            return (
+                f"The target layout calls {name!r} {' and '.join(map(repr, into))}, and patterns "
+                "speak of its names."
+            )
+    for name, info in found.others.items():
+        stem = name.removesuffix(".weight")
+        if alone.matches(stem) is not None:
+            return f"It matches {stem!r}, but {_no_module(name, info)}."
+    return None
 
 
 def _matches_any(text: str, names: Iterable[str]) -> bool:

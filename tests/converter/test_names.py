@@ -1,0 +1,175 @@
+"""Modules split and renamed by the target layout: the same codes and scales, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from quantrecipe.converter import convert
+from quantrecipe.evaluate import verify
+from quantrecipe.schema.problems import InvalidInput
+from tests.converter.making import (
+    BLOCK,
+    KINDS,
+    WEIGHTS,
+    Json,
+    Tensors,
+    everything,
+    numbers,
+    parsed,
+    raw,
+    read_lock,
+    recipe,
+    result_of,
+    save,
+    save_statistics,
+    weight_spec,
+)
+
+PIECES = ("q", "k", "v")
+NAMES = [
+    {"from": "*.qkv", "into": [f"*.to_{piece}" for piece in PIECES]},
+    {"from": "*.o", "into": ["*.to_out.0"]},
+    {"from": "*.norm", "into": ["*.n"]},
+]
+BY_ROW = sorted(name for name in WEIGHTS if "-channel-" in name or "-group-" in name)
+
+
+def source_of(kind: str, rows: int, columns: int, seed: int) -> Tensors:
+    rng = np.random.default_rng(seed)
+    made = {f"a.qkv.{role}": t for role, t in KINDS[kind].build(rng, 3 * rows, columns).items()}
+    made["a.qkv.bias"] = torch.from_numpy(rng.standard_normal(3 * rows)).bfloat16()
+    made["a.o.weight"] = numbers(rng, rows, columns).bfloat16()
+    made["a.norm.weight"] = torch.from_numpy(rng.standard_normal(columns)).bfloat16()
+    return made
+
+
+def target() -> Json:
+    return everything() | {"name": "split", "names": NAMES}
+
+
+def sliced(whole: Tensors) -> dict[str, bytes]:
+    """What the names make of a checkpoint whose rows have scales of their own."""
+    found = {}
+    for name, tensor in whole.items():
+        module, role = name.rsplit(".", 1)
+        if module == "a.qkv":
+            for piece, rows in zip(PIECES, tensor.chunk(3), strict=True):
+                found[f"a.to_{piece}.{role}"] = raw(rows)
+        else:
+            new = {"a.o": "a.to_out.0", "a.norm": "a.n"}[module]
+            found[f"{new}.{role}"] = raw(tensor)
+    return found
+
+
+def tensors_of(folder: Path) -> Tensors:
+    return load_file(folder / "model.safetensors")
+
+
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    weight=st.sampled_from(BY_ROW),
+    blocks=st.integers(1, 4),
+    groups=st.integers(1, 4),
+    block_bytes=st.integers(1, 2000),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=30)
+def test_splitting_and_quantizing_by_row_can_change_places(
+    kind: str, weight: str, blocks: int, groups: int, block_bytes: int, seed: int
+) -> None:
+    tensors = source_of(kind, BLOCK[0] * blocks, 4 * groups, seed)
+    with tempfile.TemporaryDirectory() as name:
+        source = save(Path(name) / "m.safetensors", tensors)
+        whole, split, oracle = (
+            convert(
+                parsed(recipe(WEIGHTS[weight], source=everything(), target=layout)),
+                source,
+                Path(name) / str(layout["name"]) / converter,
+                converter=converter,
+                block_bytes=block_bytes,
+            ).out
+            for converter, layout in (
+                ("streaming", everything()),
+                ("streaming", target()),
+                ("reference", target()),
+            )
+        )
+        found = {name: raw(tensor) for name, tensor in tensors_of(split).items()}
+        assert found == sliced(tensors_of(whole))
+        assert result_of(split) == result_of(oracle)
+        assert verify(split, against=source, block_bytes=200).problems == ()
+        (read,) = read_lock(split)["source"]
+        assert read["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("passthrough", ["bfloat16", "keep"])
+def test_what_passes_through_is_split_as_well(tmp_path: Path, kind: str, passthrough: str) -> None:
+    source = save(tmp_path / "m.safetensors", source_of(kind, 6, 12, seed=1))
+    fields = {"passthrough_dtype": passthrough}
+    made = {}
+    for layout in (everything(), target()):
+        document = recipe(source=everything(), target=layout, target_fields=fields)
+        document |= {"rules": [], "schemes": {}}
+        made[layout["name"]] = convert(parsed(document), source, tmp_path / layout["name"]).out
+    whole, split = tensors_of(made["everything"]), tensors_of(made["split"])
+    expected = sliced({n: t for n, t in whole.items() if not n.endswith("weight_scale")})
+    assert expected == {name: raw(split[name]) for name in expected}
+    assert verify(made["split"], against=source, block_bytes=100).problems == ()
+
+
+@pytest.mark.parametrize("measured", ["a.qkv", "a.to_q"])
+def test_slices_are_smoothed_by_what_was_measured_of_the_whole(
+    tmp_path: Path, measured: str
+) -> None:
+    rng = np.random.default_rng(4)
+    tensors = {"a.qkv.weight": numbers(rng, 9, 8).float()}
+    source = save(tmp_path / "m.safetensors", tensors)
+    maxima = torch.from_numpy(np.abs(rng.standard_normal((2, 8)))).float()
+    names = [measured] if measured == "a.qkv" else [f"a.to_{piece}" for piece in PIECES]
+    statistics = tmp_path / "statistics.safetensors"
+    save_statistics(statistics, "model", {name: maxima.clone() for name in names})
+    smoothing = {
+        "kind": "smoothquant",
+        "alpha": 0.5,
+        "apply": "online",
+        "statistics": "statistics.safetensors",
+    }
+    scheme = {"weight": weight_spec("int8"), "smoothing": smoothing}
+    document = recipe(target=target()) | {"schemes": {"all": scheme}}
+    path = tmp_path / "recipe.json"
+    path.write_text(parsed(document).model_dump_json(by_alias=True, exclude_unset=True))
+    out = convert(path, source, tmp_path / "out").out
+    weight = dict(zip(PIECES, tensors["a.qkv.weight"].chunk(3), strict=True))
+    for piece, factors in ((p, tensors_of(out)[f"a.to_{p}.smoothing"]) for p in PIECES):
+        columns = weight[piece].abs().amax(0)
+        expected = torch.where(columns > 0, (maxima.amax(0) / columns).sqrt(), 1)
+        torch.testing.assert_close(factors, expected)
+    assert verify(out, against=source).problems == ()
+
+
+def test_statistics_of_neither_name_are_refused(tmp_path: Path) -> None:
+    source = save(tmp_path / "m.safetensors", {"a.qkv.weight": torch.ones(3, 4)})
+    save_statistics(tmp_path / "statistics.safetensors", "model", {"b": torch.ones(1, 4)})
+    smoothing = {
+        "kind": "smoothquant",
+        "alpha": 0.5,
+        "apply": "online",
+        "statistics": "statistics.safetensors",
+    }
+    scheme = {"weight": weight_spec("int8"), "smoothing": smoothing}
+    document = recipe(target=target()) | {"schemes": {"all": scheme}}
+    path = tmp_path / "recipe.json"
+    path.write_text(parsed(document).model_dump_json(by_alias=True, exclude_unset=True))
+    with pytest.raises(InvalidInput) as caught:
+        convert(path, source, tmp_path / "out")
+    assert [problem.kind for problem in caught.value.problems] == ["statistics-mismatch"] * 3
