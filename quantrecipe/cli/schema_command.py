@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from quantrecipe.schema.problems import OutputError
-from quantrecipe.schema.published import KINDS, file_name, published_text, schema_id
+from quantrecipe.schema.published import SCHEMAS, file_name, published_text, schema_id
 
 
 @click.command()
-@click.argument("kind", required=False, type=click.Choice(KINDS))
+@click.argument("kind", required=False, type=click.Choice(SCHEMAS))
 @click.option(
     "--write",
     is_flag=False,
@@ -27,13 +27,13 @@ def schema(kind: str | None, write: Path | None) -> None:
     written, once `quantrecipe schema recipe --write` has put that file beside it.
     """
     if write is not None:
-        for each in (kind,) if kind else KINDS:
+        for each in (kind,) if kind else SCHEMAS:
             click.echo(_write(each, write))
     elif kind is not None:
         click.echo(published_text(kind), nl=False)
     else:
-        for each in KINDS:
-            click.echo(f"{each:<12}{schema_id(each)}")
+        for each in SCHEMAS:
+            click.echo(f"{each:<22}{schema_id(each)}")
 
 
 def _write(kind: str, folder: Path) -> Path:

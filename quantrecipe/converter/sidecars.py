@@ -6,9 +6,17 @@ import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 from quantrecipe.schema.plan import Plan
+from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.quantization_config import (
+    CONFIG_KEY,
+    CONFIG_NAME,
+    ConfiguredModule,
+    config_path,
+    quantization_config,
+)
 from quantrecipe.schema.tensors import SourcePart
 
 # Known names only: a source may lie in a folder of unrelated files. A model card is not among them:
@@ -40,12 +48,12 @@ class Sidecar:
     Attributes:
         path: below the output folder.
         content: its bytes.
-        origin: the file of the source that it was made from.
+        origin: the file of the source that it was made from; ``None`` if there is none.
     """
 
     path: str
     content: bytes
-    origin: Path
+    origin: Path | None
 
 
 def find_sidecars(plan: Plan) -> tuple[Sidecar, ...]:
@@ -54,7 +62,11 @@ def find_sidecars(plan: Plan) -> tuple[Sidecar, ...]:
     Beside the part's own file where it has one, else below a folder of the part's name, else (a
     single part) into the output folder itself. Parts from different folders never share one: there,
     too, each gets a folder of its name. ``quantization_config`` is taken out of a ``config.json``:
-    it describes how the source was quantized.
+    it describes how the source was quantized. Where the target layout says so, one that describes
+    the output takes its place, in a new file if the source has no ``config.json``.
+
+    Raises:
+        InvalidInput: a ``config.json`` that it should go into is no JSON object.
     """
     found: dict[str, Sidecar] = {}
     for part in plan.parts:
@@ -62,6 +74,10 @@ def find_sidecars(plan: Plan) -> tuple[Sidecar, ...]:
         for file in _kept(part.root):
             path = str(folder / file.name)
             found[path] = Sidecar(path, _still_true(file), file)
+        fragment = _fragment(plan, part.name)
+        if fragment is not None:
+            path = config_path(plan.recipe.target.file_of(part.name))
+            found[path] = _configured(path, found.get(path), fragment)
     return tuple(found.values())
 
 
@@ -77,6 +93,42 @@ def _folder_of(plan: Plan, part: SourcePart) -> PurePosixPath:
         return folder if len(roots) == 1 else folder / part.name
     beside = PurePosixPath(target.file).parent
     return beside if len(plan.parts) == 1 else beside / part.name
+
+
+def _fragment(plan: Plan, part: str) -> dict[str, Any] | None:
+    """The ``quantization_config`` of a part, if it is written and not all plain."""
+    if plan.target_layout.config is None:
+        return None
+    return quantization_config(
+        ConfiguredModule(
+            name=module.name,
+            scheme=module.scheme,
+            weight=module.weight,
+            activation=module.activation,
+            smoothed="smoothing" in module.outputs,
+        )
+        for module in plan.modules
+        if module.part == part
+    )
+
+
+def _configured(path: str, kept: Sidecar | None, fragment: dict[str, Any]) -> Sidecar:
+    try:
+        document = json.loads(kept.content) if kept is not None else {}
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise InvalidInput(
+            Problem(
+                "bad-config",
+                "is no JSON object, and the target's layout writes quantization_config into it",
+                hint="Mend it, or take it away: then a new one is written.",
+                file=str(kept.origin) if kept is not None else path,
+            )
+        )
+    return Sidecar(
+        path, _text(document | {CONFIG_KEY: fragment}), kept.origin if kept is not None else None
+    )
 
 
 def _kept(root: Path) -> list[Path]:
@@ -96,13 +148,17 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 def _still_true(file: Path) -> bytes:
     content = file.read_bytes()
-    if file.name != "config.json":
+    if file.name != CONFIG_NAME:
         return content
     try:
         document = json.loads(content)
     except ValueError:
         return content
-    if not isinstance(document, dict) or "quantization_config" not in document:
+    if not isinstance(document, dict) or CONFIG_KEY not in document:
         return content
-    del document["quantization_config"]
+    del document[CONFIG_KEY]
+    return _text(document)
+
+
+def _text(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

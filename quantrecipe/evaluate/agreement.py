@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from quantrecipe.evaluate.locked import is_below
-from quantrecipe.evaluate.sidecars import shard_indexes
+from quantrecipe.evaluate.sidecars import shard_indexes, written_configs
 from quantrecipe.schema.dtypes import DTYPES, byte_size
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
@@ -68,7 +68,8 @@ def _sidecars(lock: Lock) -> Iterator[Problem]:
         if not is_below(file.path):
             yield _wrong(pointer, f"{file.path!r} is not below the folder of the lock")
         seen.add(file.path.casefold())
-    for path in {RECIPE_NAME, *shard_indexes(lock)} - {file.path for file in lock.sidecars}:
+    always = {RECIPE_NAME, *shard_indexes(lock), *written_configs(lock)}
+    for path in always - {file.path for file in lock.sidecars}:
         yield _wrong("/sidecars", f"{path!r} was written, and is not listed")
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from quantrecipe.checkpoint import SourceError
 from quantrecipe.checkpoint.folder import INDEX_SUFFIX, SUFFIX
@@ -14,6 +15,13 @@ from quantrecipe.schema.canonical import document_bytes, recipe_digest
 from quantrecipe.schema.lock import RECIPE_NAME, Lock, OutputFile
 from quantrecipe.schema.placement import shard_of
 from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.quantization_config import (
+    CONFIG_KEY,
+    ConfiguredModule,
+    config_path,
+    quantization_config,
+)
+from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.validation import parse_recipe
 
 
@@ -27,8 +35,8 @@ def check_sidecars(folder: Path, lock: Lock) -> Iterator[Problem]:
         SourceError: a file is there and cannot be read.
     """
     listed = {file.path: file for file in lock.sidecars if is_below(file.path)}
-    indexes = shard_indexes(lock)
-    for path in dict.fromkeys([RECIPE_NAME, *indexes, *listed]):
+    indexes, configs = shard_indexes(lock), written_configs(lock)
+    for path in dict.fromkeys([RECIPE_NAME, *indexes, *configs, *listed]):
         file = folder.joinpath(*path.split("/"))
         content = _read(file)
         if content is None:
@@ -39,6 +47,8 @@ def check_sidecars(folder: Path, lock: Lock) -> Iterator[Problem]:
             faults = _recipe_faults(file, content, lock)
         elif path in indexes:
             faults = _index_faults(file, content, indexes[path])
+        elif path in configs:
+            faults = _config_faults(file, content, configs[path])
         if not faults and path in listed and not _is_same(content, listed[path]):
             faults = (_changed(file, path in indexes),)
         yield from faults
@@ -61,6 +71,29 @@ def shard_indexes(lock: Lock) -> dict[str, object]:
         path: {"metadata": {"total_size": sizes[path]}, "weight_map": weight_map}
         for path, weight_map in maps.items()
     }
+
+
+def written_configs(lock: Lock) -> dict[str, dict[str, Any]]:
+    """The ``quantization_config`` of every part, as the lock's modules make it, by the file."""
+    recipe = lock.recipe
+    if resolve_layout(recipe.target.layout).config is None:
+        return {}
+    found = {}
+    for part in recipe.source.parts:
+        config = quantization_config(
+            ConfiguredModule(
+                name=module.name,
+                scheme=module.scheme,
+                weight=module.weight,
+                activation=module.activation,
+                smoothed="smoothing" in module.tensors,
+            )
+            for module in lock.modules
+            if module.part == part
+        )
+        if config is not None:
+            found[config_path(recipe.target.file_of(part))] = config
+    return found
 
 
 def _index_of(path: str) -> str | None:
@@ -108,6 +141,18 @@ def _index_faults(file: Path, text: bytes, expected: object) -> tuple[Problem, .
     if found == expected:
         return ()
     return (Problem("bad-index", _difference(found, expected), AGAIN, file=str(file)),)
+
+
+def _config_faults(file: Path, text: bytes, expected: object) -> tuple[Problem, ...]:
+    """Why a ``config.json`` does not say how the lock's modules are stored."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    if isinstance(document, dict) and document.get(CONFIG_KEY) == expected:
+        return ()
+    message = f"its {CONFIG_KEY} is not that of the lock's modules"
+    return (Problem("config-differs", message, AGAIN, file=str(file)),)
 
 
 def _difference(found: object, expected: object) -> str:

@@ -169,6 +169,14 @@ class NameMapping(Model):
     ``*`` of each stands for what the first of ``from`` does, and so on."""
 
 
+class ConfigFragments(Model):
+    """What a layout writes into the ``config.json`` of each part."""
+
+    quantization_config: Literal["quantrecipe"]
+    """What ``quantization_config`` says, and to whom. ``quantrecipe``: every module and its scheme,
+    for this project's adapters; see the schema ``quantization_config``."""
+
+
 class Layout(Model):
     """How formats are laid out on disk: tensor names, dtypes, shapes and file metadata."""
 
@@ -197,6 +205,9 @@ class Layout(Model):
 
     holds: dict[ScaledFormatName, Holds] = Field(default={})
     """What it has a place for, beyond plain dtypes."""
+
+    config: ConfigFragments | None = None
+    """What goes into the ``config.json`` beside each part; absent: nothing."""
 
     metadata: dict[Annotated[str, NonEmpty], str] = Field(default={})
     """Entries of the safetensors metadata of every file."""

@@ -27,6 +27,17 @@ _DIMS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     }
 )
 
+# What ``quantization_config`` leaves unsaid, because it is always so.
+_CONFIG_NAMES: Final = ("weight", "weight_scale", "smoothing", "bias")
+_CONFIG_SHAPES: Final[Mapping[str, list[str | int]]] = MappingProxyType(
+    {
+        "tensor": [],
+        "channel": ["out", 1],
+        "group": ["out", "groups"],
+        "block": ["row_blocks", "column_blocks"],
+    }
+)
+
 
 def layout_problems(layout: Object, pointer: str = "") -> Iterator[Problem]:
     """What is wrong with a layout beyond its structure.
@@ -71,6 +82,8 @@ def layout_problems(layout: Object, pointer: str = "") -> Iterator[Problem]:
     for name, tensors in modules.items():
         if isinstance(tensors, dict):
             yield from _names(tensors, child(f"{pointer}/modules", name))
+    if isinstance(layout.get("config"), dict):
+        yield from _config(layout, pointer)
     yield from _mappings(layout.get("names"), f"{pointer}/names")
 
 
@@ -188,6 +201,41 @@ def _names(tensors: Object, pointer: str) -> Iterator[Problem]:
                 )
 
 
+def _config(layout: Object, pointer: str) -> Iterator[Problem]:
+    """Where a loader that knows the ``quantization_config`` alone would expect something else."""
+    hint = "Name it so, or take 'config' out: its readers look for nothing else."
+    for name, tensors in _table(layout, "modules").items():
+        here = child(f"{pointer}/modules", name)
+        for role in _CONFIG_NAMES:
+            template = _table(tensors, role)
+            wanted = f"{{module}}.{role}"
+            if template.get("name", wanted) != wanted:
+                yield Problem(
+                    "not-as-configured",
+                    f"with 'config', it is called {wanted!r}",
+                    hint,
+                    pointer=f"{here}/{role}/name",
+                )
+        shapes = _table(_table(tensors, "weight_scale"), "shapes")
+        for granularity, written in _CONFIG_SHAPES.items():
+            listed = shapes.get(granularity)
+            if isinstance(listed, list) and listed and listed[0] != written:
+                yield Problem(
+                    "not-as-configured",
+                    f"with 'config', scales of granularity {granularity!r} are written as "
+                    f"{written}",
+                    "Put that shape first.",
+                    pointer=f"{child(f'{here}/weight_scale/shapes', granularity)}/0",
+                )
+    if _table(layout, "others").get("name", "{tensor}") != "{tensor}":
+        yield Problem(
+            "not-as-configured",
+            "with 'config', it is '{tensor}'",
+            hint,
+            pointer=f"{pointer}/others/name",
+        )
+
+
 def _mappings(names: Any, pointer: str) -> Iterator[Problem]:
     """Names that cannot be made, or that two entries would make."""
     taken: dict[str, str] = {}
@@ -227,8 +275,8 @@ def _mappings(names: Any, pointer: str) -> Iterator[Problem]:
             made.setdefault(name, where)
 
 
-def _table(value: Object, key: str) -> Object:
-    found = value.get(key)
+def _table(value: Any, key: str) -> Object:
+    found = value.get(key) if isinstance(value, dict) else None
     return found if isinstance(found, dict) else {}
 
 

@@ -21,6 +21,7 @@ from quantrecipe.schema.plan_metadata import (
 )
 from quantrecipe.schema.plan_readback import misread
 from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.quantization_config import config_path
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.selection import select
@@ -155,6 +156,15 @@ class _Planner:
                 f"layout {self.target_layout.name!r} does not say in a tensor's name which part "
                 "it belongs to, so parts cannot share a file",
                 hint="Give each part a file of its own in target.parts.",
+                pointer="/target",
+            )
+        configs = {config_path(self.recipe.target.file_of(part.name)) for part in self.parts}
+        if self.target_layout.config is not None and len(configs) < len(self.parts):
+            yield Problem(
+                "parts-share-config",
+                f"layout {self.target_layout.name!r} writes a config.json for each part, and some "
+                "parts go into the same folder",
+                hint="Give each part a folder of its own in target.parts.",
                 pointer="/target",
             )
 

@@ -23,6 +23,9 @@ from quantrecipe.schema.parsed import MAX_INTEGER
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 KINDS: Final = ("recipe", "layout", "lock", "statistics")
+FRAGMENTS: Final = ("quantization_config",)
+"""What is no document by itself, but a part of other people's."""
+SCHEMAS: Final = (*KINDS, *FRAGMENTS)
 CURRENT: Final = 1
 """The version of every kind of document that this package writes."""
 
@@ -106,11 +109,13 @@ def file_name(kind: str) -> str:
 
 
 def generate(kind: str) -> dict[str, Any]:
-    """The JSON Schema of a kind of document, from its model."""
+    """The JSON Schema of a kind of document or fragment, from its model."""
     # Their messages are worded with the help of what is published here.
+    from quantrecipe.schema.quantization_config import QuantizationConfig
     from quantrecipe.schema.structure import MODELS
 
-    found = MODELS[kind].model_json_schema(schema_generator=_Generator)
+    model = MODELS[kind] if kind in KINDS else QuantizationConfig
+    found = model.model_json_schema(schema_generator=_Generator)
     head = {
         "$schema": DIALECT,
         "$id": schema_id(kind),
@@ -138,7 +143,7 @@ def main() -> int:
     write = parser.parse_args().write
     folder = Path(__file__).parent / f"v{CURRENT}"
     drifted = 0
-    for kind in KINDS:
+    for kind in SCHEMAS:
         path, text = folder / file_name(kind), render(generate(kind))
         if path.is_file() and path.read_text("utf-8") == text:
             continue

@@ -19,7 +19,7 @@ from quantrecipe.cli.reporters import REPORTERS, FileResult
 from quantrecipe.schema.migrations import CHAINS, Chain
 from quantrecipe.schema.placement import encode_header
 from quantrecipe.schema.problems import InvalidInput, OutputError, Problem
-from quantrecipe.schema.published import KINDS, published_text
+from quantrecipe.schema.published import SCHEMAS, published_text
 from quantrecipe.schema.tensors import OutputTensor
 
 # By import_module: the package may offer a command under the name of its module.
@@ -251,11 +251,11 @@ def schema(*arguments: str) -> Result:
 
 def test_schema_lists_prints_and_writes(folder: Path) -> None:
     listed = schema().stdout.splitlines()
-    assert [line.split()[0] for line in listed] == list(KINDS)
+    assert [line.split()[0] for line in listed] == list(SCHEMAS)
     assert schema("recipe").stdout == published_text("recipe")
     assert schema("recipe", "--write").stdout == "recipe.schema.json\n"
     assert (folder / "recipe.schema.json").read_text("utf-8") == published_text("recipe")
-    assert len(schema("--write", "new/folder").stdout.splitlines()) == len(KINDS)
+    assert len(schema("--write", "new/folder").stdout.splitlines()) == len(SCHEMAS)
     assert (folder / "new" / "folder" / "lock.schema.json").is_file()
 
 

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from quantrecipe.schema.base import PATTERN_MEANINGS
 from quantrecipe.schema.parsed import MAX_INTEGER
-from quantrecipe.schema.published import KINDS, generate, published_text, render
+from quantrecipe.schema.published import KINDS, SCHEMAS, generate, published_text, render
 from quantrecipe.schema.structure import MODELS, VERSIONS
 
 
@@ -31,7 +31,7 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
                 yield from nodes(value)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=SCHEMAS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -58,8 +58,11 @@ def test_they_are_schemas(kind: str, schema: dict[str, Any]) -> None:
     Draft202012Validator.check_schema(schema)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["$id"] == f"urn:quantrecipe:schema:v1:{kind}"
-    assert schema["properties"]["kind"] == {"const": kind, "type": "string"}
-    assert {"kind", "version"} <= set(schema["required"])
+    tag, value = ("kind", kind) if kind in KINDS else ("quant_method", "quantrecipe")
+    assert schema["properties"][tag] == {"const": value, "type": "string"} | (
+        {} if kind in KINDS else {"description": "Who reads it."}
+    )
+    assert {tag, "version"} <= set(schema["required"])
 
 
 def test_every_object_is_closed_or_constrains_its_keys(schema: dict[str, Any]) -> None:

@@ -1,0 +1,133 @@
+"""The ``quantization_config`` of a ``config.json``: what a loader has to know of every module.
+
+Frameworks read it before they look at a single tensor, on a model without weights. Together with
+the model's own shapes it says all of them: a module that is named here has ``weight`` in the
+format of its scheme, ``weight_scale`` of the grid of scales (``[]`` for a tensor, ``[out, 1]`` for
+channels, ``[out, groups]``, ``[row_blocks, column_blocks]``), and ``smoothing``, float32 ``[in]``,
+by which activations are divided, where it is listed for that. Every other module is plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Discriminator
+
+from quantrecipe.schema.base import Model, Name, NonEmpty, VersionOne
+from quantrecipe.schema.schemes import (
+    AnyWeight,
+    DynamicActivation,
+    Float8Weight,
+    Int8Weight,
+    ScaledWeight,
+)
+
+CONFIG_NAME: Final = "config.json"
+CONFIG_KEY: Final = "quantization_config"
+
+
+class ConfigScheme(Model):
+    """How a module is stored and computed."""
+
+    weight: Annotated[Int8Weight | Float8Weight, Discriminator("format")]
+    """How weights are stored, as in a recipe."""
+
+    activation: DynamicActivation | None = None
+    """How activations are quantized at run time, as in a recipe; absent: they are not."""
+
+
+class ConfigModules(Model):
+    """The modules of one scheme."""
+
+    names: Annotated[tuple[Annotated[str, NonEmpty], ...], NonEmpty]
+    """Their dotted names, sorted."""
+
+    smoothing: tuple[Annotated[str, NonEmpty], ...]
+    """Those of them that have smoothing factors."""
+
+
+class QuantizationConfig(Model):
+    """Which modules of a checkpoint are stored as codes and scales, and how."""
+
+    quant_method: Literal["quantrecipe"]
+    """Who reads it."""
+
+    version: VersionOne
+    """The version of this object."""
+
+    schemes: Annotated[dict[Name, ConfigScheme], NonEmpty]
+    """Schemes by the names that the recipe gives them. What a source held quantized already and was
+    kept so has a scheme called ``kept-`` and its format."""
+
+    modules: Annotated[dict[Name, ConfigModules], NonEmpty]
+    """For each of them, its modules. Every other module is plain."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredModule:
+    """A module as it is stored.
+
+    Attributes:
+        name: its dotted name.
+        scheme: the scheme's name; ``None`` if it is kept as the source has it.
+        weight: how its weight is stored.
+        activation: how its activations are quantized.
+        smoothed: whether smoothing factors are stored with it.
+    """
+
+    name: str
+    scheme: str | None
+    weight: AnyWeight
+    activation: DynamicActivation | None
+    smoothed: bool
+
+
+def quantization_config(modules: Iterable[ConfiguredModule]) -> dict[str, Any] | None:
+    """The ``quantization_config`` of one part as JSON values; ``None`` if all of it is plain.
+
+    Args:
+        modules: of the part, in any order; plain ones are looked past.
+    """
+    found: dict[str, list[ConfiguredModule]] = {}
+    for module in sorted(modules, key=lambda module: (module.scheme is None, module.name)):
+        if isinstance(module.weight, ScaledWeight):
+            found.setdefault(module.scheme or _kept(module.weight, found), []).append(module)
+    if not found:
+        return None
+    config = QuantizationConfig(
+        quant_method="quantrecipe",
+        version=1,
+        schemes={
+            name: ConfigScheme.model_validate(
+                {"weight": mine[0].weight, "activation": mine[0].activation}
+            )
+            for name, mine in sorted(found.items())
+        },
+        modules={
+            name: ConfigModules(
+                names=tuple(module.name for module in mine),
+                smoothing=tuple(module.name for module in mine if module.smoothed),
+            )
+            for name, mine in sorted(found.items())
+        },
+    )
+    # Whole: a reader needs no defaults but those that it is told.
+    return config.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def config_path(file: str) -> str:
+    """Where the ``config.json`` of a part lies whose tensors go into ``file``."""
+    return str(PurePosixPath(file).parent / CONFIG_NAME)
+
+
+def _kept(weight: ScaledWeight, found: Mapping[str, list[ConfiguredModule]]) -> str:
+    """The name of a scheme for what is kept as the source has it; one for each way of storing."""
+    plain = f"kept-{weight.format}-{weight.granularity}"
+    name, number = plain, 1
+    while name in found and (found[name][0].scheme is not None or found[name][0].weight != weight):
+        number += 1
+        name = f"{plain}-{number}"
+    return name
