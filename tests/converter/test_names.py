@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,3 +176,71 @@ def test_statistics_of_neither_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         convert(path, source, tmp_path / "out")
     assert [problem.kind for problem in caught.value.problems] == ["statistics-mismatch"] * 3
+
+
+def tiny_ideogram(folder: Path, diffusers: Any) -> Any:
+    """A small Ideogram 4 in FP8 under the original's names, and its model on the meta device."""
+    with torch.device("meta"):
+        model = diffusers.Ideogram4Transformer2DModel(
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            intermediate_size=24,
+            adaln_dim=4,
+            llm_features_dim=12,
+        )
+    rng = np.random.default_rng(6)
+    named = {name: torch.empty(t.shape, device="meta") for name, t in model.state_dict().items()}
+    linears = {name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
+    tensors: Tensors = {}
+    for name, tensor in named.items():
+        module, _, role = name.rpartition(".")
+        shape = list(tensor.shape)
+        if module.endswith((".to_k", ".to_v")):
+            continue
+        if module.endswith(".to_q"):
+            module, shape[0] = module.removesuffix("to_q") + "qkv", 3 * shape[0]
+        original = module.replace(".to_out.0", ".o")
+        if role == "weight" and name.rpartition(".")[0] in linears:
+            made = KINDS["float8_e4m3fn-[out]"].build(rng, *shape)
+            tensors |= {f"{original}.{each}": value for each, value in made.items()}
+        else:
+            tensors[name] = torch.from_numpy(rng.standard_normal(shape)).bfloat16()
+    save(folder / "diffusion_pytorch_model.safetensors", tensors)
+    (folder / "config.json").write_text('{"_class_name": "Ideogram4Transformer2DModel"}')
+    return model
+
+
+def test_a_fused_checkpoint_becomes_the_diffusers_model(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that library's own deprecations
+        diffusers = pytest.importorskip("diffusers")
+        model = tiny_ideogram(tmp_path / "in" / "transformer", diffusers)
+    document = recipe(source="fp8-scaled", target="ideogram4-diffusers")
+    document["source"]["parts"] = {"conditional": "transformer"}
+    document["rules"] = [{"modules": ["layers.*.{attention,feed_forward}.**"], "scheme": "all"}]
+    path = "transformer/diffusion_pytorch_model.safetensors"
+    document["target"]["parts"] = {"conditional": path}
+    out = convert(parsed(document), tmp_path / "in", tmp_path / "out").out
+    written = load_file(out / path)
+    config = json.loads((out / "transformer" / "config.json").read_text())
+    assert config["_class_name"] == "Ideogram4Transformer2DModel"
+    (mine,) = config["quantization_config"]["modules"].values()
+    assert len(mine["names"]) == 2 * 7
+    scales = {f"{name}.weight_scale" for name in mine["names"]}
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert {n: t.shape for n, t in written.items() if n not in scales} == expected
+    assert {n for n in written if n.endswith("_scale")} == scales
+    for name in mine["names"]:
+        assert written[f"{name}.weight"].dtype == torch.int8
+        assert written[f"{name}.weight_scale"].shape == (model.get_submodule(name).out_features, 1)
+    assert verify(out, against=tmp_path / "in").problems == ()
+    # What another converts from there finds the names it has.
+    again = recipe(source="ideogram4-diffusers", target="ideogram4-diffusers")
+    again |= {"rules": [], "schemes": {}}
+    again["source"]["parts"] = {"conditional": "transformer"}
+    again["target"] |= {"parts": {"conditional": path}, "passthrough_dtype": "keep"}
+    kept = convert(parsed(again), out, tmp_path / "again").out
+    found = load_file(kept / path)
+    assert {n: raw(t) for n, t in found.items()} == {n: raw(t) for n, t in written.items()}

@@ -197,6 +197,41 @@ def test_the_fp8_recipe_writes_the_published_base(ideogram4: ModuleType) -> None
         assert dict(file.tensors) == published
 
 
+def test_the_diffusers_recipe_writes_the_diffusers_model(
+    ideogram4: ModuleType, tree: Callable[[str], Any]
+) -> None:
+    built, name = tree("ideogram-4"), "ideogram-4-int8-w8a8-diffusers"
+    plan = ideogram_plan(name, ideogram4)
+    assert_partition(built_in(name), dict.fromkeys(BRANCHES, built.linears))
+    for part in BRANCHES:
+        modules = {module.name: module for module in plan.modules if module.part == part}
+        assert modules.keys() == built.linears.keys() | {"embed_image_indicator"}
+        written: dict[str, tuple[int, ...]] = {}
+        for module in modules.values():
+            written |= {tensor.name: tensor.shape for tensor in module.outputs.values()}
+        written |= {o.output.name: o.output.shape for o in plan.others if o.part == part}
+        scales = {f"{n}.weight_scale" for n, m in modules.items() if m.disposition == "quantized"}
+        assert {n: shape for n, shape in written.items() if n not in scales} == built.shapes
+        assert scales <= written.keys()
+        assert len(scales) == 34 * 4 + 34 * 3 - 17
+    assert [file.path for file in plan.files] == [
+        "transformer/diffusion_pytorch_model.safetensors",
+        "unconditional_transformer/diffusion_pytorch_model.safetensors",
+    ]
+
+
+def test_the_diffusers_recipe_is_the_recommended_one(ideogram4: ModuleType) -> None:
+    plan = ideogram_plan("ideogram-4-int8-w8a8", ideogram4)
+    split = ideogram_plan("ideogram-4-int8-w8a8-diffusers", ideogram4)
+    wanted = {(m.part, m.name): (m.weight, m.activation, m.reason) for m in plan.modules}
+    for module in split.modules:
+        original = module.source.renamed_from or module.name
+        told = module.weight, module.activation, module.reason
+        assert told == wanted[module.part, original]
+    assert split.source_bytes == plan.source_bytes
+    assert split.output_bytes == pytest.approx(plan.output_bytes, rel=1e-4)
+
+
 # -- the table itself -----------------------------------------------------------------------------
 
 
