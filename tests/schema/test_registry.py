@@ -159,7 +159,7 @@ def test_one_name_of_two_projects_is_refused(install: Install) -> None:
 def test_one_project_seen_twice_is_fine(install: Install) -> None:
     install("acme", "kernels", {"fast": "acme_k:Fast"})
     install("again", "kernels", {"fast": "acme_k:Fast"})
-    assert list(entry_points_by_name("quantrecipe.kernels")) == ["fast"]
+    assert list(entry_points_by_name("quantrecipe.kernels")).count("fast") == 1
 
 
 @pytest.mark.parametrize(("group", "name"), [("layouts", "plain"), ("recipes", "ideogram-4-fp8")])
