@@ -31,9 +31,3 @@ class Buffers:
             )
             self._bytes[purpose] = kept
         return kept[:count].view(dtype).view(shape)
-
-
-def as_memory(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without a copy."""
-    flat = tensor.reshape(-1).view(torch.uint8)
-    return flat.numpy().data

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from quantrecipe import __version__
 from quantrecipe.checkpoint import SourceReader
-from quantrecipe.converter.buffers import as_memory
 from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import check_scales, naming
 from quantrecipe.converter.smoothing import smoothquant_factors
 from quantrecipe.converter.streaming import read_input_absmax
 from quantrecipe.formats import cast, dequantize, quantize, row_errors, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.memory import as_memory
 from quantrecipe.schema.capabilities import BUILT_IN
 from quantrecipe.schema.plan import PlannedModule, PlannedOther
 from quantrecipe.schema.schemes import PlainWeight

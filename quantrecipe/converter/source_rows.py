@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from quantrecipe.checkpoint import SourceReader
-from quantrecipe.converter.buffers import Buffers, as_memory
+from quantrecipe.converter.buffers import Buffers
 from quantrecipe.converter.refusals import check_scales, naming
 from quantrecipe.formats import get_format, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.memory import as_memory
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo

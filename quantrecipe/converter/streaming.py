@@ -11,7 +11,6 @@ from torch import Tensor
 
 from quantrecipe import __version__
 from quantrecipe.checkpoint import SourceReader, read_header
-from quantrecipe.converter.buffers import as_memory
 from quantrecipe.converter.devices import CPU, Device
 from quantrecipe.converter.planning import statistics_tensor
 from quantrecipe.converter.protocol import ErrorSums, Job
@@ -21,6 +20,7 @@ from quantrecipe.converter.source_rows import SourceRows, read_slice
 from quantrecipe.converter.units import row_blocks, row_multiple
 from quantrecipe.formats import RowErrors, cast, get_format
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.memory import as_memory
 from quantrecipe.formats.refusals import first_index
 from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.capabilities import BUILT_IN

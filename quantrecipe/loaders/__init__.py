@@ -10,18 +10,22 @@ from torch import Tensor
 
 from quantrecipe.loaders.checkpoint import Checkpoint, OpenPart
 from quantrecipe.loaders.linear import QuantizedLinear
+from quantrecipe.loaders.loading import load_model
 from quantrecipe.loaders.opening import Check, open_checkpoint
 from quantrecipe.loaders.protocol import Loader, Names
+from quantrecipe.loaders.report import LoadReport
 from quantrecipe.loaders.selection import find_loader, loader_names
 from quantrecipe.schema.layout import Layout
 
 __all__ = [
     "Checkpoint",
+    "LoadReport",
     "Loader",
     "Names",
     "OpenPart",
     "QuantizedLinear",
     "find_loader",
+    "load_model",
     "load_state_dict",
     "loader_names",
     "open_checkpoint",

@@ -15,6 +15,7 @@ from quantrecipe.checkpoint import SourceReader, xxh3_128
 from quantrecipe.checkpoint.reading import WritableBuffer
 from quantrecipe.formats import Unrepresentable, cast, dequantize, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.loaders.values import bad_number
 from quantrecipe.schema.dtypes import PLAIN_DTYPES, PlainDType
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import StoredModule
@@ -142,17 +143,9 @@ class Checkpoint:
         """
         buffer = bytearray(info.nbytes)
         self._reader.read_into(info, 0, buffer)
-        expected = self._digests.get((info.file, info.name))
+        expected = self.digest(info)
         if expected is not None and xxh3_128(buffer) != expected:
-            raise InvalidInput(
-                Problem(
-                    "digest-mismatch",
-                    "its bytes are not those that were written",
-                    hint="The file was damaged or edited; fetch or convert it again.",
-                    file=str(info.file),
-                    tensor=info.name,
-                )
-            )
+            raise InvalidInput(damaged(info))
         dtype = TORCH_DTYPES.get(info.dtype)
         if dtype is None:
             raise InvalidInput(
@@ -191,7 +184,7 @@ class Checkpoint:
             values = dequantize(codes, scale, stored)
             if "smoothing" in module.tensors:
                 values = values / self._factors(module.tensors["smoothing"])
-            return values if dtype == torch.float32 else cast(values, _plain(dtype))
+            return values if dtype == torch.float32 else cast(values, plain_dtype(dtype))
         except Unrepresentable as refused:
             raise InvalidInput(replace(refused.at(info.name), file=str(info.file))) from refused
 
@@ -202,6 +195,14 @@ class Checkpoint:
             InvalidInput: the file has changed since it was opened.
         """
         self._reader.read_into(info, start, buffer)
+
+    def announce(self, info: TensorInfo, start: int, nbytes: int) -> None:
+        """Have the system fetch bytes of a tensor that will be read soon, where it listens."""
+        self._reader.announce(info, start, nbytes)
+
+    def digest(self, info: TensorInfo) -> str | None:
+        """What the bytes of a tensor have to hash to, where digests are checked."""
+        return self._digests.get((info.file, info.name))
 
     def codes(self, name: str, part: str | None, start: int, stop: int) -> Tensor:
         """Rows of a module's weight in the dtype they are stored in, ``[rows, in]``."""
@@ -256,22 +257,29 @@ class Checkpoint:
 
     def _factors(self, info: TensorInfo) -> Tensor:
         factors = self.tensor(info)
-        wrong = (~(factors.isfinite() & (factors > 0))).nonzero().flatten()
-        if len(wrong):
-            raise InvalidInput(
-                Problem(
-                    "bad-smoothing",
-                    f"factor {float(factors[wrong[0]])} at index [{int(wrong[0])}]: activations "
-                    "cannot be divided by it",
-                    hint="Convert again from statistics that were measured.",
-                    file=str(info.file),
-                    tensor=info.name,
-                )
-            )
+        problem = bad_number("smoothing", factors, info)
+        if problem is not None:
+            raise InvalidInput(problem)
         return factors
 
 
-def _plain(dtype: torch.dtype) -> PlainDType:
+def damaged(info: TensorInfo) -> Problem:
+    """What is said of a tensor whose bytes have another digest than the lock says."""
+    return Problem(
+        "digest-mismatch",
+        "its bytes are not those that were written",
+        hint="The file was damaged or edited; fetch or convert it again.",
+        file=str(info.file),
+        tensor=info.name,
+    )
+
+
+def plain_dtype(dtype: torch.dtype) -> PlainDType:
+    """The name that recipes give a plain dtype.
+
+    Raises:
+        ValueError: it is none.
+    """
     for name in PLAIN_DTYPES:
         if TORCH_DTYPES[name] == dtype:
             return name

@@ -12,6 +12,9 @@ from quantrecipe.schema.registry import entry_points_by_name, load_named
 
 GROUP: Final = "quantrecipe.kernels"
 AUTO: Final = "auto"
+AUTO_DEQUANTIZED: Final = "auto+dequantized"
+"""``auto`` where weights may also be held as plain numbers."""
+
 _IN_ORDER: Final = ("int_mm", "dequantized")
 """What ``auto`` tries; the first that does not refuse a call computes it."""
 
@@ -51,7 +54,7 @@ def choose(call: LinearCall, name: str) -> Kernel:
     Raises:
         InvalidInput: no kernel is called that, or it refuses the call.
     """
-    if name != AUTO:
+    if name not in (AUTO, AUTO_DEQUANTIZED):
         kernel = find_kernel(name)
         reason = kernel.refuses(call)
         if reason is None:

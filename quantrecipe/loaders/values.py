@@ -1,0 +1,42 @@
+"""Numbers that no scale and no smoothing factor can be."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from quantrecipe.formats.refusals import first_index
+from quantrecipe.schema.problems import Problem
+from quantrecipe.schema.tensors import TensorInfo
+
+_WORDS: Final = {
+    "smoothing": (
+        "bad-smoothing",
+        "factor {}: activations cannot be divided by it",
+        "Convert again from statistics that were measured.",
+    ),
+    "weight_scale": (
+        "bad-scale",
+        "scale {}: what it scales is lost",
+        "The file is damaged, or was written by a broken tool; convert again.",
+    ),
+}
+JUDGED: Final = frozenset(_WORDS)
+"""The roles whose numbers have to be positive and finite."""
+
+
+def is_good(tensor: Tensor) -> Tensor:
+    """Whether every number is positive and finite: one bool, on the device."""
+    return torch.isfinite(tensor).logical_and_(tensor > 0).all()
+
+
+def bad_number(role: str, tensor: Tensor, info: TensorInfo) -> Problem | None:
+    """What is wrong with scales or smoothing factors, named by the first such number."""
+    index = first_index(~(torch.isfinite(tensor) & (tensor > 0)))
+    if index is None:
+        return None
+    kind, words, hint = _WORDS[role]
+    found = f"{float(tensor[index])} at index {list(index)}"
+    return Problem(kind, words.format(found), hint=hint, file=str(info.file), tensor=info.name)
