@@ -4,8 +4,8 @@
     python benchmarks/loading.py --device cpu --gb 1 --cold
 
 Writes an INT8 checkpoint of that size, in shards, and loads it in processes of their own: as
-tensors with safetensors, and into a model on the meta device with ``load_model``. Pinned memory counts as
-the host's. Prints a Markdown table, or JSON lines.
+tensors with safetensors (which on the CPU only maps the file), and into a model on the meta device
+with ``load_model``. Pinned memory counts as the host's. Prints a Markdown table, or JSON lines.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,30 @@ def test_documents_hold(name: str) -> None:
     else:
         assert parse_recipe(text, name).name == document["name"]
         assert not list(recipe_problems(document, layout_names()))
+
+
+def test_the_example_of_loading_a_model_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block ``python run`` of docs/loading.md, with the imports at its top."""
+    torch = pytest.importorskip("torch")
+    from quantrecipe.converter import convert
+    from tests.converter.making import parsed, recipe, save
+
+    page = (ROOT / "docs" / "loading.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python run\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    imports = re.findall(r"^from quantrecipe\.loaders import .*load_model.*$", page, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    source = save(tmp_path / "in.safetensors", torch.nn.Linear(8, 4).state_dict(prefix="a."))
+    convert(parsed(recipe()), source, tmp_path / "model-int8")
+
+    def model() -> object:
+        return torch.nn.ModuleDict({"a": torch.nn.Linear(8, 4)})
+
+    found: dict[str, Any] = {"MyModel": model}
+    exec("\n".join([*imports, example]), found)
+    assert found["report"].quantized == 1
+    assert found["model"]["a"].bias.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
