@@ -18,15 +18,15 @@ def loader_names() -> list[str]:
     return sorted(entry_points_by_name(GROUP))
 
 
-def find_loader(name: str, checkpoint: Checkpoint) -> Loader:
-    """A loader by name, able to read ``checkpoint``.
+def find_loader(name: str, checkpoint: Checkpoint | None = None) -> Loader:
+    """A loader by name, able to read ``checkpoint`` if one is given.
 
     Raises:
         InvalidInput: none is called that, it cannot be loaded, what is registered is no loader, or
             it lacks something that the checkpoint's recipe asks for.
     """
     made = _load(name)
-    if checkpoint.recipe is not None:
+    if checkpoint is not None and checkpoint.recipe is not None:
         wanted = needs(checkpoint.recipe, [(checkpoint.layout.name, "/target/layout")])
         lacking = missing(made.capabilities, wanted)
         if lacking:
