@@ -17,65 +17,32 @@ from torch import Tensor
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.statistics import STATISTICS_KEY
 from quantrecipe.schema.validation import parse_recipe
+from quantrecipe.testing.strategies import (
+    BLOCK_SIZE,
+    GROUP_SIZE,
+    SCALE_DTYPES,
+    layout_of_everything,
+)
 
 Json = dict[str, Any]
 Tensors = dict[str, Tensor]
 
-BLOCK = (3, 5)
-GROUP = 4
 PLAIN_DTYPES = ("float64", "float32", "float16", "bfloat16")
-SCALE_DTYPES = ("float32", "float16", "bfloat16")
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 
 
 def everything() -> Json:
     """A layout that holds every format in every granularity, with small blocks."""
-
-    def scaled(weight: str, shapes: Json) -> Json:
-        return {
-            "weight": {"name": f"{{module}}.{weight}"},
-            "weight_scale": {
-                "name": f"{{module}}.{weight}_scale",
-                "dtypes": list(SCALE_DTYPES),
-                "shapes": {"tensor": [[], [1]], "channel": [["out"], ["out", 1]], **shapes},
-            },
-            "smoothing": {
-                "name": "{module}.smoothing",
-                "dtype": "float32",
-                "activations": "divide",
-                "optional": True,
-            },
-            "bias": {"name": "{module}.bias", "optional": True},
-        }
-
-    float8 = scaled("weight", {"block": [["row_blocks", "column_blocks"]]})
-    held = {"granularity": ["tensor", "channel", "block"], "block_size": list(BLOCK)}
-    return {
-        "kind": "layout",
-        "version": 1,
-        "name": "everything",
-        "modules": {
-            "plain": {
-                "weight": {"name": "{module}.weight"},
-                "bias": {"name": "{module}.bias", "optional": True},
-            },
-            "int8": scaled("weight", {"group": [["out", "groups"]]}),
-            **dict.fromkeys(FLOAT8, float8),
-        },
-        "others": {"name": "{tensor}"},
-        "holds": {
-            "int8": {"granularity": ["tensor", "channel", "group"], "smoothing": ["online"]},
-            **{name: {**held, "smoothing": ["online"]} for name in FLOAT8},
-        },
-    }
+    document: Json = layout_of_everything().to_json_value()
+    return document
 
 
 def weight_spec(fmt: str, granularity: str = "channel", scale_dtype: str = "float32") -> Json:
     spec: Json = {"format": fmt, "granularity": granularity, "scale_dtype": scale_dtype}
     if granularity == "group":
-        spec["group_size"] = GROUP
+        spec["group_size"] = GROUP_SIZE
     if granularity == "block":
-        spec["block_size"] = list(BLOCK)
+        spec["block_size"] = list(BLOCK_SIZE)
     return spec
 
 
@@ -113,8 +80,8 @@ class Kind:
             "[1]": (1,),
             "[out]": (rows,),
             "[out,1]": (rows, 1),
-            "block": (-(-rows // BLOCK[0]), -(-columns // BLOCK[1])),
-            "group": (rows, columns // GROUP),
+            "block": (-(-rows // BLOCK_SIZE[0]), -(-columns // BLOCK_SIZE[1])),
+            "group": (rows, columns // GROUP_SIZE),
         }
         scale = 2.0 ** rng.uniform(-7, 1, shape[self.scale])
         return {
@@ -129,8 +96,8 @@ class Kind:
             return weight
         rows, columns = weight.shape
         group = {
-            "block": BLOCK,
-            "group": (1, GROUP),
+            "block": BLOCK_SIZE,
+            "group": (1, GROUP_SIZE),
             "[out]": (1, columns),
             "[out,1]": (1, columns),
         }.get(self.scale, (rows, columns))

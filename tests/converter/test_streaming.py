@@ -18,9 +18,9 @@ from torch import Tensor
 
 from quantrecipe.converter import convert
 from quantrecipe.schema.problems import InvalidInput
+from quantrecipe.testing.strategies import GROUP_SIZE, linear_shapes, weights
 from tests.converter.making import (
     FLOAT8,
-    GROUP,
     KINDS,
     PLAIN_DTYPES,
     WEIGHTS,
@@ -103,31 +103,8 @@ def test_the_number_of_threads_makes_no_difference(
     assert result_of(found) == expected
 
 
-@st.composite
-def awkward(draw: st.DrawFn) -> Tensor:
-    """Weights of odd shapes: rows of zeros, subnormal, huge and tiny rows, ties, negative zeros."""
-    rows, groups = draw(st.integers(1, 9)), draw(st.integers(1, 4))
-    columns = groups * GROUP if draw(st.booleans()) else draw(st.integers(1, 17))
-    kinds = st.sampled_from(["zero", "normal", "tiny", "huge", "ties", "negative zero", "one"])
-    chosen = draw(st.lists(kinds, min_size=rows, max_size=rows))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    values = np.zeros((rows, columns), np.float32)
-    for row, kind in enumerate(chosen):
-        noise = rng.standard_normal(columns).astype(np.float32)
-        values[row] = {
-            "zero": noise * 0,
-            "negative zero": np.full(columns, -0.0),
-            "normal": noise,
-            "tiny": noise * np.float32(1e-41),
-            "huge": np.clip(noise, -3, 3) * np.float32(1e38),
-            "ties": rng.integers(-254, 255, columns) / np.float32(2),
-            "one": np.eye(1, columns, int(rng.integers(columns)))[0] * noise,
-        }[kind]
-    return torch.from_numpy(values)
-
-
 @given(
-    weight=awkward(),
+    weight=linear_shapes().flatmap(weights),
     target=st.sampled_from(sorted(WEIGHTS)),
     size=st.integers(1, 600),
     alpha=st.none() | st.floats(0, 1),
@@ -138,7 +115,7 @@ def test_awkward_weights_come_out_the_same(
     weight: Tensor, target: str, size: int, alpha: float | None, seed: int
 ) -> None:
     spec = WEIGHTS[target]
-    if spec["granularity"] == "group" and weight.shape[1] % GROUP:
+    if spec["granularity"] == "group" and weight.shape[1] % GROUP_SIZE:
         spec = {**spec, "granularity": "channel"}
         del spec["group_size"]
     scheme: Json = {"weight": spec}

@@ -21,6 +21,7 @@ from quantrecipe.schema.layout_writing import (
 )
 from quantrecipe.schema.registry import layout_names, named_layout
 from quantrecipe.schema.schemes import PlainWeight, ScaledWeight, SmoothQuant, Weight
+from quantrecipe.testing.strategies import weight_specs
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Weight)
 PLAIN = ("float64", "float32", "float16", "bfloat16")
@@ -285,27 +286,9 @@ OTHERS = st.sampled_from(
         ("bool", ()),
     ]
 )
-GRANULARITIES = {
-    "int8": ("tensor", "channel", "group"),
-    "float8_e4m3fn": ("tensor", "channel", "block"),
-    "float8_e5m2": ("tensor", "channel", "block"),
-}
-
-
-@st.composite
-def any_weight(draw: st.DrawFn) -> Any:
-    fmt = draw(st.sampled_from([*PLAIN, *GRANULARITIES]))
-    if fmt in PLAIN:
-        return weight(fmt)
-    granularity = draw(st.sampled_from(GRANULARITIES[fmt]))
-    fields: dict[str, Any] = {
-        "scale_dtype": draw(st.sampled_from(["float32", "float16", "bfloat16"]))
-    }
-    if granularity == "group":
-        fields["group_size"] = draw(st.integers(1, 8))
-    if granularity == "block":
-        fields["block_size"] = draw(st.sampled_from([(128, 128), (64, 128)]))
-    return weight(fmt, granularity, **fields)
+ANY_WEIGHT = weight_specs(
+    group_sizes=st.integers(1, 8), block_sizes=st.sampled_from([(128, 128), (64, 128)])
+)
 
 
 @given(st.data(), st.sampled_from(layout_names()))
@@ -316,7 +299,7 @@ def test_what_is_written_is_read_back(
     names = data.draw(st.lists(NAME, min_size=1, max_size=4, unique=True))
     tensors, expected = [], {}
     for name in names:
-        spec = data.draw(any_weight())
+        spec = data.draw(ANY_WEIGHT)
         held = refusal(target, spec, None) is None
         if not held:
             continue
@@ -368,7 +351,7 @@ def assert_same(written: Any, read: Any, shape: tuple[int, int]) -> None:
         assert read == written
 
 
-@given(st.data(), st.sampled_from(layout_names()), any_weight())
+@given(st.data(), st.sampled_from(layout_names()), ANY_WEIGHT)
 def test_every_weight_is_refused_or_held(
     headers: ModuleType, data: st.DataObject, layout: str, spec: Any
 ) -> None:
