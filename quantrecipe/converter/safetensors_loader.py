@@ -265,7 +265,9 @@ def _dims(shape: Shape, block: Block | None) -> tuple[dict[str, int], tuple[int,
     if len(shape) != 2:
         return {}, (1, 1)
     dims = {"out": shape[0], "in": shape[1]}
-    rows, columns = _filled(block or shape, dims)
+    if block is None:  # nothing shares a scale; there may be no rows at all
+        return dims, (shape[0], shape[1])
+    rows, columns = _filled(block, dims)
     dims["row_blocks"] = -(-shape[0] // rows)
     dims["column_blocks"] = dims["groups"] = -(-shape[1] // columns)
     return dims, (rows, columns)

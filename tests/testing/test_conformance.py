@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantrecipe.converter import ErrorSums, Job
+from quantrecipe.converter import ErrorSums, Job, plan
+from quantrecipe.converter.standalone import LOADER_NAME, loader_source
 from quantrecipe.converter.streaming import StreamingConverter
 from quantrecipe.loaders import Checkpoint, Names
 from quantrecipe.loaders.reference import ReferenceLoader
@@ -26,11 +27,11 @@ from quantrecipe.schema.problems import InvalidInput
 from quantrecipe.testing import conformance
 from quantrecipe.testing.conformance import CaseTensor, cases
 from quantrecipe.testing.conformance.modules import rounding
+from tests.converter.using_loader import loader_of
 from tests.testing import generate
 
 ROOT = Path(__file__).parents[2]
 BY_ID = {case.id: case for case in cases()}
-LOCKLESS = {"refused-checkpoint-*": "a checkpoint without its lock is not read at all"}
 
 
 def documented() -> str:
@@ -147,6 +148,19 @@ def test_the_documented_loader(check: Callable[[], None]) -> None:
     DOCUMENTED["test_conformance"](check)
 
 
+def emitted(model: nn.Module, path: Path, part: str) -> nn.Module:
+    """By the loader that a conversion writes beside its weights if it is told to."""
+    planned = plan(path.parent / "recipe.json", path.parent / "source")
+    (path / LOADER_NAME).write_bytes(loader_source(planned))
+    loaded: nn.Module = loader_of(path).load(model, path, part=part, dtype=None)
+    return loaded
+
+
+@pytest.mark.parametrize("check", conformance.pytest_cases(load_model=emitted))
+def test_the_loader_beside_the_weights(check: Callable[[], None]) -> None:
+    check()
+
+
 BROKEN = {
     "smoothing dropped": (
         "x.float() if self.smoothing is None else x.float() / self.smoothing",
@@ -230,7 +244,7 @@ def test_a_model_loader_has_to_refuse_and_to_name_the_tensor() -> None:
         "a checkpoint was loaded that has to be refused: missing-scale at a.weight"
     )
     (result,) = conformance.run(load_model=silent, include=include).results
-    assert result.detail == "refused without naming a.weight: no"
+    assert result.detail == "refused without naming a.weight or a.weight_scale: no"
 
 
 def test_numbers_that_nobody_loaded_are_seen() -> None:

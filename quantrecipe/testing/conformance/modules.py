@@ -20,7 +20,7 @@ LoadModel = Callable[[nn.Module, Path, str], nn.Module]
 The model given has plain ``nn.Linear`` and parameters under the names of the source, in the dtype
 that it will be called with and filled with NaN; it may be changed in place and returned, or another
 one may be. Called for each part and dtype. A checkpoint that does not hold is to be refused with an
-exception that names the tensor.
+exception that names the tensor at fault.
 """
 
 _FLOAT32: Final = 2.0**-24
@@ -140,10 +140,11 @@ def _refusal(load: LoadModel, case: Case, path: Path) -> Iterator[str]:
     try:
         load(build_model(case, part), path, part)
     except Exception as error:  # noqa: BLE001 - a candidate may raise what it likes
-        text = str(error)
-        for refusal in case.refused:
-            if refusal.tensor is not None and refusal.tensor not in text:
-                yield f"refused without naming {refusal.tensor}: {text}"
+        named = [refusal.tensor for refusal in case.refused if refusal.tensor is not None]
+        # A loader that goes by the recipe may see the weight at fault where another sees its scale.
+        named += [name for edit in case.edited.values() for name in (*edit.remove, *edit.put)]
+        if not any(name in str(error) for name in named):
+            yield f"refused without naming {' or '.join(dict.fromkeys(named))}: {error}"
         return
     yield "a checkpoint was loaded that has to be refused: " + ", ".join(
         f"{refusal.kind} at {refusal.tensor}" for refusal in case.refused
