@@ -15,7 +15,7 @@ AUTO: Final = "auto"
 AUTO_DEQUANTIZED: Final = "auto+dequantized"
 """``auto`` where weights may also be held as plain numbers."""
 
-_IN_ORDER: Final = ("int_mm", "dequantized")
+_IN_ORDER: Final = ("triton", "int_mm", "dequantized")
 """What ``auto`` tries; the first that does not refuse a call computes it."""
 
 
