@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quantrecipe.loaders.checkpoint import Checkpoint, plain_dtype
 from quantrecipe.loaders.kernels import AUTO, LinearCall, activation_key, choose, find_kernel
-from quantrecipe.loaders.kernels.choosing import AUTO_DEQUANTIZED
+from quantrecipe.loaders.kernels.choosing import AUTO_OR_DEQUANTIZED
 from quantrecipe.loaders.linear import QuantizedLinear
 from quantrecipe.loaders.matching import Load, Match, match
 from quantrecipe.loaders.opening import Check, open_checkpoint
@@ -95,7 +95,7 @@ def load_model(
     if kernel != AUTO:
         find_kernel(kernel)
     elif allow_dequantized:
-        kernel = AUTO_DEQUANTIZED
+        kernel = AUTO_OR_DEQUANTIZED
     with open_checkpoint(path, layout=layout, parts=parts, check=check) as checkpoint:
         opened = checkpoint.part(part)
         name = next(each for each, it in checkpoint.parts.items() if it is opened)

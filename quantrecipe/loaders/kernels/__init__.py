@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from quantrecipe.loaders.kernels import operator as _operator
 from quantrecipe.loaders.kernels.call import LinearCall, activation_key
-from quantrecipe.loaders.kernels.choosing import AUTO, choose, find_kernel, kernel_names
+from quantrecipe.loaders.kernels.choosing import (
+    AUTO,
+    AUTO_OR_DEQUANTIZED,
+    choose,
+    find_kernel,
+    kernel_names,
+)
 from quantrecipe.loaders.kernels.protocol import Kernel
 
 __all__ = [
     "AUTO",
+    "AUTO_OR_DEQUANTIZED",
     "Kernel",
     "LinearCall",
     "activation_key",

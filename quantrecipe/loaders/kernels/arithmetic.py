@@ -28,20 +28,35 @@ def quantize_activations(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     Returns:
         codes ``[rows, in]`` and float32 scales ``[rows, 1]``, or ``[1, 1]`` by tensor.
     """
-    name, _, granularity = activation.partition(":")
-    dtype = _CODES[name]
-    largest = x.new_full((), _LARGEST[dtype])
-    amax = x.abs().amax(dim=1, keepdim=True)
-    if granularity == "tensor":
-        amax = amax.amax(dim=0, keepdim=True)
-    scale = torch.div(amax, largest).clamp(min=torch.finfo(torch.float32).smallest_normal)
-    scale = torch.where(amax == 0, torch.ones_like(scale), scale)
+    scale = activation_scale(largest_magnitude(x, activation), activation)
+    return activation_codes(x, scale, activation).to(_code_dtype(activation)), scale
+
+
+def largest_magnitude(x: Tensor, activation: str) -> Tensor:
+    """What a scale of ``activation`` is made from, ``[rows, 1]``, or ``[1, 1]`` by tensor."""
+    largest = x.abs().amax(dim=1, keepdim=True)
+    return largest.amax(dim=0, keepdim=True) if activation.endswith(":tensor") else largest
+
+
+def activation_scale(largest: Tensor, activation: str) -> Tensor:
+    """Scales for groups of these largest magnitudes, float32 in the same shape."""
+    scale = torch.div(largest, largest.new_full((), _LARGEST[_code_dtype(activation)]))
+    scale = scale.clamp_(min=torch.finfo(torch.float32).smallest_normal)
+    return torch.where(largest == 0, torch.ones_like(scale), scale)
+
+
+def activation_codes(x: Tensor, scale: Tensor, activation: str) -> Tensor:
+    """Codes as float32 ``[rows, in]``: whole numbers for int8; for float8 not yet rounded."""
+    dtype = _code_dtype(activation)
     ratio = torch.div(x, scale)
     if dtype == torch.int8:
-        ratio = ratio.round()
+        ratio = ratio.round_()
     # A ratio that is no number has a scale that is none; the cast only needs it to be one.
-    codes = ratio.nan_to_num(0.0).clamp(-_LARGEST[dtype], _LARGEST[dtype]).to(dtype)
-    return codes, scale
+    return ratio.nan_to_num_(0.0).clamp_(-_LARGEST[dtype], _LARGEST[dtype])
+
+
+def _code_dtype(activation: str) -> torch.dtype:
+    return _CODES[activation.partition(":")[0]]
 
 
 def expand_scales(scale: Tensor, group: tuple[int, int], shape: torch.Size) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache, lru_cache
 from typing import Any, Final
+
+import torch
 
 from quantrecipe.loaders.kernels.call import LinearCall
 from quantrecipe.loaders.kernels.protocol import Kernel
@@ -12,11 +15,13 @@ from quantrecipe.schema.registry import entry_points_by_name, load_named
 
 GROUP: Final = "quantrecipe.kernels"
 AUTO: Final = "auto"
-AUTO_DEQUANTIZED: Final = "auto+dequantized"
-"""``auto`` where weights may also be held as plain numbers."""
-
-_IN_ORDER: Final = ("triton", "int_mm", "dequantized")
+_IN_ORDER: Final[tuple[str, ...]] = ("triton", "int_mm", "dequantized")
 """What ``auto`` tries; the first that does not refuse a call computes it."""
+AUTO_OR_DEQUANTIZED: Final = "auto+dequantized"
+"""``auto``, which may also take ``dequantized`` for W8A8 where that is faster: products of
+dequantized numbers in the activations' dtype, in place of exact sums of codes."""
+_MANY_ROWS: Final = 1024
+"""From here on dequantizing the weight is a small part of a multiplication."""
 
 
 def kernel_names() -> list[str]:
@@ -49,21 +54,43 @@ def choose(call: LinearCall, name: str) -> Kernel:
 
     Args:
         call: what is to be computed.
-        name: a kernel's name, or ``auto``.
+        name: a kernel's name, ``auto`` or ``auto+dequantized``.
 
     Raises:
         InvalidInput: no kernel is called that, or it refuses the call.
     """
-    if name not in (AUTO, AUTO_DEQUANTIZED):
-        kernel = find_kernel(name)
-        reason = kernel.refuses(call)
-        if reason is None:
-            return kernel
-        raise InvalidInput(
-            Problem(
-                "kernel-refuses",
-                f"kernel {name!r} cannot compute this: {reason}",
-                hint='kernel="auto" takes one that can.',
-            )
+    if name in (AUTO, AUTO_OR_DEQUANTIZED):
+        order = _IN_ORDER
+        if dequantized_is_faster(call):
+            if name == AUTO_OR_DEQUANTIZED:
+                order = ("dequantized",)
+            else:
+                warnings.warn(
+                    "int8 products are slow on this GPU: dequantized weights are faster with "
+                    f'kernel="{AUTO_OR_DEQUANTIZED}", which rounds differently',
+                    stacklevel=2,
+                )
+        return next(kernel for kernel in map(find_kernel, order) if kernel.refuses(call) is None)
+    kernel = find_kernel(name)
+    reason = kernel.refuses(call)
+    if reason is None:
+        return kernel
+    raise InvalidInput(
+        Problem(
+            "kernel-refuses",
+            f"kernel {name!r} cannot compute this: {reason}",
+            hint='kernel="auto" takes one that can.',
         )
-    return next(kernel for kernel in map(find_kernel, _IN_ORDER) if kernel.refuses(call) is None)
+    )
+
+
+def dequantized_is_faster(call: LinearCall) -> bool:
+    """Whether ``dequantized`` computes a W8A8 call faster than any kernel on int8 codes.
+
+    On GPUs from compute capability 10 on, whose int8 instructions are those of Ampere, with many
+    rows. On no CPU: where int8 products are slow, ``int_mm`` works in float32, and a float32 linear
+    on dequantized weights does the same work and more.
+    """
+    if not call.is_w8a8 or call.device.type != "cuda" or call.rows < _MANY_ROWS:
+        return False
+    return torch.cuda.get_device_capability(call.device) >= (10, 0)

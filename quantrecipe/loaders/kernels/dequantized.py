@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from quantrecipe.loaders.kernels.arithmetic import (
     dequantize_weight,
+    expand_scales,
     quantize_activations,
     smoothed,
 )
 from quantrecipe.loaders.kernels.call import LinearCall
+from quantrecipe.loaders.kernels.on_cpu import blocks, multiplies, weights_at_a_time
 
 
 class DequantizedKernel:
@@ -18,6 +21,8 @@ class DequantizedKernel:
 
     Activation formats are honoured by rounding activations to their codes and back. With W8A8 in
     a 16-bit dtype that rounds twice: the other kernels are closer to the definition, and faster.
+    On a CPU that has no instructions for a 16-bit dtype both happen in float32, and never more
+    than a block of the weight is dequantized at a time.
     """
 
     name = "dequantized"
@@ -38,7 +43,41 @@ class DequantizedKernel:
         if call.activation:
             codes, scale = quantize_activations(values.float(), call.activation)
             values = codes.float() * scale
+        if call.device.type == "cpu":
+            return _by_blocks(call, values, weight, weight_scale, bias)
         plain = dequantize_weight(weight, weight_scale, call.group, call.dtype)
         return functional.linear(
             values.to(call.dtype), plain, None if bias is None else bias.to(call.dtype)
         )
+
+
+def _by_blocks(
+    call: LinearCall, values: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    dtype = call.dtype if multiplies(call.dtype) else torch.float32
+    values = values.to(dtype)
+    result = torch.empty((call.rows, call.out_features), dtype=call.dtype)
+    step = _rows_at_a_time(call)
+    converted = torch.empty((step, call.in_features))
+    for columns in blocks(call.out_features, step):
+        plain = converted[: columns.stop - columns.start].copy_(weight[columns])
+        plain.mul_(_scales(call, weight_scale, columns))
+        product = values @ plain.to(dtype).T
+        result[:, columns] = product if bias is None else product.add_(bias[columns])
+    return result
+
+
+def _rows_at_a_time(call: LinearCall) -> int:
+    """Rows of the weight in a block: whole groups, unless one group is all of them."""
+    step = weights_at_a_time(call.out_features, call.in_features)
+    if 1 < call.grid[0] < call.out_features:
+        step = -(-step // call.group[0]) * call.group[0]
+    return min(step, call.out_features)
+
+
+def _scales(call: LinearCall, weight_scale: Tensor, rows: slice) -> Tensor:
+    """The scales of some rows of the weight, to broadcast against them."""
+    if call.grid[0] > 1:
+        weight_scale = weight_scale[rows.start // call.group[0] : -(-rows.stop // call.group[0])]
+    shape = torch.Size((rows.stop - rows.start, call.in_features))
+    return expand_scales(weight_scale.float(), call.group, shape)
