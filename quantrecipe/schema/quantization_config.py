@@ -9,14 +9,18 @@ by which activations are divided, where it is listed for that. Every other modul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator
+from pydantic import Discriminator, ValidationError
 
 from quantrecipe.schema.base import Model, Name, NonEmpty, VersionOne
+from quantrecipe.schema.messages import is_echo, problem_of
+from quantrecipe.schema.parsed import capped, describe, join
+from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import (
     AnyWeight,
     DynamicActivation,
@@ -116,6 +120,76 @@ def quantization_config(modules: Iterable[ConfiguredModule]) -> dict[str, Any] |
     )
     # Whole: a reader needs no defaults but those that it is told.
     return config.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def parse_quantization_config(value: Any) -> QuantizationConfig:
+    """The model of what a ``config.json`` has under ``quantization_config``.
+
+    Args:
+        value: a JSON value.
+
+    Raises:
+        InvalidInput: with everything that is wrong with it.
+    """
+    version = value.get("version") if isinstance(value, dict) else None
+    if type(version) is int and version > 1:
+        raise InvalidInput(
+            Problem(
+                "newer-version",
+                f"this is version {version} of a {CONFIG_KEY}; the newest known here is 1",
+                "Update quantrecipe.",
+                file=CONFIG_NAME,
+                pointer=f"/{CONFIG_KEY}/version",
+            )
+        )
+    if not isinstance(value, dict):
+        raise _refusal(Problem("wrong-type", f"expected an object, found {describe(value)}"))
+    try:
+        return QuantizationConfig.model_validate_json(json.dumps(value))
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        found = (problem_of(CONFIG_KEY, value, each) for each in errors if not is_echo(each))
+        raise _refusal(*capped(found, "errors of structure")) from None
+
+
+def configured_modules(config: QuantizationConfig) -> dict[str, ConfiguredModule]:
+    """Every module that a ``quantization_config`` names, by its name.
+
+    Raises:
+        InvalidInput: what it says of its modules contradicts itself.
+    """
+    problems = list(_contradictions(config))
+    if problems:
+        raise _refusal(*problems)
+    return {
+        name: ConfiguredModule(name, scheme, stored.weight, stored.activation, name in smoothed)
+        for scheme, modules in config.modules.items()
+        for stored, smoothed in [(config.schemes[scheme], frozenset(modules.smoothing))]
+        for name in modules.names
+    }
+
+
+def _contradictions(config: QuantizationConfig) -> Iterator[Problem]:
+    scheme_of: dict[str, str] = {}
+    for scheme, modules in config.modules.items():
+        where = join(("modules", scheme))
+        if scheme not in config.schemes:
+            yield Problem("unknown-scheme", f"there is no scheme {scheme!r}", pointer=where)
+        for name in modules.names:
+            other = scheme_of.setdefault(name, scheme)
+            if other != scheme:
+                message = f"is named under the schemes {other!r} and {scheme!r}"
+                yield Problem("overlap", message, pointer=where, tensor=name)
+        for name in sorted(set(modules.smoothing) - set(modules.names)):
+            message = f"has smoothing, but is not among the names of {scheme!r}"
+            yield Problem("unknown-module", message, pointer=where, tensor=name)
+
+
+def _refusal(*problems: Problem) -> InvalidInput:
+    return InvalidInput(
+        replace(each, file=CONFIG_NAME, pointer=f"/{CONFIG_KEY}{each.pointer or ''}")
+        for each in problems
+    )
 
 
 def config_path(file: str) -> str:
