@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from diffusers.quantizers.auto import (
 )
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
-from diffusers.utils import is_accelerate_available
 from torch import Tensor, nn
 
 from quantrecipe.checkpoint.header import read_header
@@ -49,7 +49,7 @@ class QuantRecipeConfig(StoredConfig, QuantizationConfigMixin):  # type: ignore[
     """
 
 
-class QuantRecipeDiffusersQuantizer(DiffusersQuantizer):  # type: ignore[misc]
+class QuantRecipeDiffusersQuantizer(DiffusersQuantizer):
     """Puts quantized linears into a model before diffusers loads its weights."""
 
     use_keep_in_fp32_modules = True
@@ -67,7 +67,7 @@ class QuantRecipeDiffusersQuantizer(DiffusersQuantizer):  # type: ignore[misc]
             ImportError: accelerate is not installed.
             InvalidInput: a part of the model would stay on the disk.
         """
-        if not is_accelerate_available():
+        if find_spec("accelerate") is None:
             raise ImportError("Loading a quantized model needs accelerate: pip install accelerate")
         if isinstance(device_map, Mapping) and "disk" in device_map.values():
             message = "diffusers casts what it leaves on the disk, scales and factors among it"
@@ -93,7 +93,7 @@ class QuantRecipeDiffusersQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     ) -> bool:
         return is_stored(self._modules, param_name)
 
-    def create_quantized_param(
+    def create_quantized_param(  # type: ignore[override]
         self,
         model: Any,
         param_value: Tensor,
@@ -108,13 +108,11 @@ class QuantRecipeDiffusersQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         tensor = state_dict[param_name].to(target_device)
         self._modules[name]._parameters[role] = nn.Parameter(tensor, requires_grad=False)
 
-    def adjust_target_dtype(self, torch_dtype: torch.dtype) -> torch.dtype:
-        return torch.int8
-
     def get_special_dtypes_update(self, model: Any, torch_dtype: torch.dtype) -> dict[str, Any]:
         return {
-            name: parameter.dtype if is_stored(self._modules, name) else torch_dtype
+            name: parameter.dtype
             for name, parameter in model.named_parameters()
+            if is_stored(self._modules, name)
         }
 
     def get_cuda_warm_up_factor(self) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Final, cast
 
-import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
@@ -31,7 +30,7 @@ _COMPARED: Final = 50
 _PROTECT: Final = "Protect the module in the recipe, and convert again."
 
 
-class QuantMethod(str, Enum):
+class QuantMethod(StrEnum):
     """The ``quant_method`` of a ``quantization_config``, as libraries of models ask for it."""
 
     QUANTRECIPE = "quantrecipe"
@@ -52,7 +51,9 @@ class StoredConfig:
 
     def __init__(self, **fields: Any) -> None:
         self.quant_method = QuantMethod.QUANTRECIPE
-        self.stored: QuantizationConfig | None = parse_quantization_config(fields) if fields else None
+        self.stored: QuantizationConfig | None = (
+            parse_quantization_config(fields) if fields else None
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The object as JSON values."""
@@ -134,7 +135,7 @@ def replace_linears(
 
 def _quantized(linear: nn.Linear, stored: ConfiguredModule, kernel: str) -> QuantizedLinear:
     assert isinstance(stored.weight, ScaledWeight)
-    bias = linear.bias if isinstance(linear.bias, nn.Parameter) else None
+    bias = linear._parameters["bias"]
     made = QuantizedLinear(
         linear.in_features,
         linear.out_features,

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -60,8 +60,10 @@ class QuantRecipeConfig(StoredConfig, QuantizationConfigMixin):  # type: ignore[
 
 
 @register_quantizer(QuantMethod.QUANTRECIPE.value)
-class QuantRecipeHfQuantizer(HfQuantizer):  # type: ignore[misc]
+class QuantRecipeHfQuantizer(HfQuantizer):
     """Puts quantized linears into a model before transformers loads its weights."""
+
+    quantization_config: QuantRecipeConfig
 
     def __init__(self, quantization_config: QuantRecipeConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -73,12 +75,17 @@ class QuantRecipeHfQuantizer(HfQuantizer):  # type: ignore[misc]
         self, model: Any, checkpoint_files: Iterable[str] | None = None, **kwargs: Any
     ) -> Any:
         to_model = _renaming(model)
-        names = {name: to_model(f"{name}.weight").removesuffix(".weight") for name in self._configured}
+        names = {
+            name: to_model(f"{name}.weight").removesuffix(".weight") for name in self._configured
+        }
         left_out = _left_out(model, names)
         self._stored_as = {
             names[name]: module for name, module in self._configured.items() if name not in left_out
         }
         self._modules = replace_linears(model, self._stored_as)
+        for module in self._modules.values():
+            # What stays on the disk is still empty when transformers fills in what is missing.
+            cast(Any, module)._is_hf_initialized = True
         files = [Path(file) for file in checkpoint_files or () if file.endswith(".safetensors")]
         if files:
             to_model = _renaming(model)  # of scales and factors, too
@@ -151,7 +158,7 @@ def _renaming(model: Any) -> Callable[[str], str]:
 
 
 def _left_out(model: Any, names: Mapping[str, str]) -> set[str]:
-    """Modules that transformers leaves out: heads beside the base model, and what a class ignores."""
+    """Modules that transformers leaves out: heads of a base model, and what its class ignores."""
     held = dict(model.named_modules())
     prefix = f"{model.base_model_prefix}."
     is_base = any(name == prefix + new and new in held for name, new in names.items())

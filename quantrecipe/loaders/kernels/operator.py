@@ -66,8 +66,8 @@ def _linear(
 def _check(x: Tensor, weight: Tensor) -> None:
     if x.dtype == weight.dtype:
         raise ValueError(
-            f"a quantized linear cannot take {x.dtype}: what calls it casts its input to the dtype of "
-            "the weight, which holds codes; protect the module in the recipe"
+            f"a quantized linear cannot take {x.dtype}: what calls it casts its input to the dtype "
+            "of the weight, which holds codes; protect the module in the recipe"
         )
     if not x.is_floating_point() or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
