@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from quantrecipe.converter import convert
 from quantrecipe.evaluate import verify
 from quantrecipe.schema.problems import InvalidInput
+from quantrecipe.testing.strategies import BLOCK_SIZE
 from tests.converter.making import (
-    BLOCK,
     KINDS,
     WEIGHTS,
     Json,
@@ -89,7 +89,7 @@ def tensors_of(folder: Path) -> Tensors:
 def test_splitting_and_quantizing_by_row_can_change_places(
     kind: str, weight: str, blocks: int, groups: int, block_bytes: int, seed: int
 ) -> None:
-    tensors = source_of(kind, BLOCK[0] * blocks, 4 * groups, seed)
+    tensors = source_of(kind, BLOCK_SIZE[0] * blocks, 4 * groups, seed)
     with tempfile.TemporaryDirectory() as name:
         source = save(Path(name) / "m.safetensors", tensors)
         whole, split, oracle = (
