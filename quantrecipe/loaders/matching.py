@@ -9,7 +9,6 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
 from quantrecipe.formats.dtypes import TORCH_DTYPES
@@ -17,6 +16,7 @@ from quantrecipe.loaders.checkpoint import Checkpoint
 from quantrecipe.loaders.linear import QuantizedLinear
 from quantrecipe.loaders.naming import activations, local_names, plain_names
 from quantrecipe.loaders.placement import Placement
+from quantrecipe.loaders.replacing import PARAMETRIZED, not_replaceable
 from quantrecipe.loaders.sites import Held, Model, Place, Site, dotted
 from quantrecipe.loaders.transfer import PIECE, Wanted
 from quantrecipe.schema.dtypes import is_plain
@@ -309,7 +309,7 @@ class _Matching:
         site = self.model.by_name.get(name.rpartition(".")[0])
         if held is None and site is not None and is_parametrized(site.module):
             self._problem(
-                "parametrized", f"the model computes {name!r} from others", info, _PARAMETRIZED
+                "parametrized", f"the model computes {name!r} from others", info, PARAMETRIZED
             )
             self._fill(self._inside(site))
             return
@@ -451,9 +451,6 @@ class _Matching:
         )
 
 
-_PARAMETRIZED: Final = "Take the parametrization off first (torch.nn.utils.parametrize)."
-
-
 def _bias_name(module: nn.Module) -> str:
     return module.names["bias"] if isinstance(module, QuantizedLinear) else "bias"
 
@@ -473,32 +470,12 @@ def _compiled(site: Site, stored: StoredModule) -> tuple[str, str, str | None] |
 
 
 def _not_a_linear(module: nn.Module, stored: StoredModule) -> tuple[str, str, str | None] | None:
-    """Why no quantized linear can take the place of a module: kind, message and hint."""
-    kind, name = type(module).__name__, stored.name
-    if is_parametrized(module):
-        return "parametrized", f"the model computes the weight of {name!r}", _PARAMETRIZED
-    if not isinstance(module, nn.Linear):
-        return (
-            "not-a-linear",
-            f"the model's {name!r} is a {kind}; only nn.Linear has a quantized form",
-            "Protect the module in the recipe, and convert again.",
-        )
-    if isinstance(module, QuantizedLinear):
-        return _other_shape(module, stored)
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return (
-            "not-a-linear",
-            f"the model's {name!r} is part of an nn.MultiheadAttention, which uses its weight",
-            "Protect the module in the recipe, and convert again.",
-        )
-    if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
-        return (
-            "not-a-linear",
-            f"the model's {name!r} is a {kind} with a forward of its own, which would be lost",
-            "Load first, and change its forward then.",
-        )
-    if "weight" not in module._parameters or module._parameters["weight"] is None:
-        return "parametrized", f"the model computes the weight of {name!r}", _PARAMETRIZED
+    """Why the module that is stored cannot take the place of a module: kind, message and hint."""
+    if not isinstance(module, QuantizedLinear):
+        refusal = not_replaceable(module, stored.name)
+        if refusal is not None:
+            return refusal
+    assert isinstance(module, nn.Linear)
     return _other_shape(module, stored)
 
 

@@ -27,6 +27,7 @@ STORED: Final = ("weight", "weight_scale", "smoothing")
 """What is never cast: codes, scales and factors."""
 
 _COMPARED: Final = 50
+PARAMETRIZED: Final = "Take the parametrization off first (torch.nn.utils.parametrize)."
 _PROTECT: Final = "Protect the module in the recipe, and convert again."
 
 
@@ -120,8 +121,8 @@ def replace_linears(
             hint = f"Did you mean {near!r}?" if near else None
             message = "the model has no module of this name"
             problems.append(Problem("unknown-module", message, hint, CONFIG_NAME, tensor=name))
-        elif (reason := _not_replaceable(module)) is not None:
-            problems.append(Problem("not-a-linear", reason, _PROTECT, CONFIG_NAME, tensor=name))
+        elif (refusal := not_replaceable(module, name)) is not None:
+            problems.append(Problem(*refusal, file=CONFIG_NAME, tensor=name))
         elif id(module) not in made:
             made[id(module)] = _quantized(cast(nn.Linear, module), stored, kernel)
     if problems:
@@ -151,17 +152,27 @@ def _quantized(linear: nn.Linear, stored: ConfiguredModule, kernel: str) -> Quan
     return made.train(linear.training)
 
 
-def _not_replaceable(module: nn.Module) -> str | None:
-    """Why no quantized linear can take the place of a module, or ``None``."""
+def not_replaceable(module: nn.Module, name: str) -> tuple[str, str, str] | None:
+    """Why no quantized linear can take the place of a module: kind, message and hint, or ``None``.
+
+    Args:
+        module: what the model has there.
+        name: what the message calls it.
+    """
     kind = type(module).__name__
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return "the model uses its weight in an nn.MultiheadAttention, not the module"
-    if not isinstance(module, nn.Linear) or isinstance(module, QuantizedLinear):
-        return f"the model has a {kind} there; only nn.Linear has a quantized form"
     if is_parametrized(module):
-        return "the model computes its weight (torch.nn.utils.parametrize)"
+        return "parametrized", f"the model computes the weight of {name!r}", PARAMETRIZED
+    if not isinstance(module, nn.Linear):
+        message = f"the model's {name!r} is a {kind}; only nn.Linear has a quantized form"
+        return "not-a-linear", message, _PROTECT
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        message = f"the model's {name!r} is part of an nn.MultiheadAttention, which uses its weight"
+        return "not-a-linear", message, _PROTECT
     if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
-        return f"the model has a {kind} there, with a forward of its own that would be lost"
+        message = f"the model's {name!r} is a {kind} with a forward of its own, which would be lost"
+        return "not-a-linear", message, "Load first, and change its forward then."
+    if module._parameters.get("weight") is None:
+        return "parametrized", f"the model computes the weight of {name!r}", PARAMETRIZED
     return None
 
 

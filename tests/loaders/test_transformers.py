@@ -330,7 +330,7 @@ MISTAKES: dict[str, tuple[Damage, str, str]] = {
             value | {"modules": {"all": {"names": ["embeddings.word_embeddings"], "smoothing": []}}}
         ),
         "not-a-linear",
-        "has a Embedding there",
+        "is a Embedding; only nn.Linear",
     ),
     "unknown scheme": (
         lambda value: value | {"modules": {"other": value["modules"]["all"]}},
