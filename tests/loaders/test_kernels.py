@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from quantrecipe.loaders.kernels import (
     AUTO_OR_DEQUANTIZED,
     LinearCall,
     choose,
+    choosing,
     find_kernel,
     int_mm,
     kernel_names,
@@ -458,6 +462,27 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, granularity: str
         assert torch.equal(case.run("int_mm"), whole)
 
 
+@pytest.mark.parametrize("kernel", ["int_mm", "dequantized"])
+def test_what_inference_mode_made_serves_without_it(
+    monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    monkeypatch.setattr(on_cpu, "_kept", threading.local())
+    case = made(bias=None)
+    with torch.inference_mode():
+        inside = case.run(kernel)
+    assert torch.equal(case.run(kernel), inside)
+
+
+@pytest.mark.parametrize("kernel", ["int_mm", "dequantized"])
+def test_threads_do_not_share_what_they_work_in(kernel: str) -> None:
+    each = [made(rows=3, out_features=96, in_features=300, seed=seed) for seed in range(4)]
+    expected = [case.run(kernel) for case in each]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            results = pool.map(lambda case: case.run(kernel), each)
+            assert all(map(torch.equal, results, expected))
+
+
 @pytest.mark.parametrize("spec", FORMATS, ids=repr)
 @pytest.mark.parametrize("weights", [1, 4, 11])
 def test_dequantized_blocks_hold_whole_groups(
@@ -527,11 +552,21 @@ def test_what_int_mm_refuses(changes: dict[str, Any], says: str | None) -> None:
 # Which kernel computes a call.
 
 
-@pytest.mark.parametrize("name", [AUTO, AUTO_OR_DEQUANTIZED])
-def test_auto_on_a_cpu(name: str) -> None:
-    assert choose(made().call(), name).name == "int_mm"
-    assert choose(made(activation="").call(), name).name == "dequantized"
-    assert choose(made(activation="float8_e4m3fn:token").call(), name).name == "dequantized"
+@pytest.fixture(autouse=True)
+def nothing_chosen_yet() -> Iterator[None]:
+    choose.cache_clear()
+    yield
+    choose.cache_clear()
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_auto_on_a_cpu(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
+    monkeypatch.setattr(choosing, "multiplies", lambda dtype: able)
+    expected = {AUTO: "int_mm", AUTO_OR_DEQUANTIZED: "int_mm" if able else "dequantized"}
+    for name, taken in expected.items():
+        assert choose(made().call(), name).name == taken
+        assert choose(made(activation="").call(), name).name == "dequantized"
+        assert choose(made(activation="float8_e4m3fn:token").call(), name).name == "dequantized"
 
 
 @pytest.mark.parametrize(
@@ -542,7 +577,6 @@ def test_numerics_change_only_where_that_is_allowed(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], rows: int, faster: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    choose.cache_clear()
     call = on_cuda(rows=rows)
     assert (choose(call, AUTO_OR_DEQUANTIZED).name == "dequantized") == faster
     if faster:
@@ -550,7 +584,6 @@ def test_numerics_change_only_where_that_is_allowed(
             assert choose(call, AUTO).name != "dequantized"
     else:
         assert choose(call, AUTO).name != "dequantized"
-    choose.cache_clear()
 
 
 def test_one_that_refuses_says_why() -> None:

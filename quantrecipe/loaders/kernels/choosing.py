@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from quantrecipe.loaders.kernels.call import LinearCall
+from quantrecipe.loaders.kernels.on_cpu import multiplies
 from quantrecipe.loaders.kernels.protocol import Kernel
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.registry import entry_points_by_name, load_named
@@ -64,7 +65,7 @@ def choose(call: LinearCall, name: str) -> Kernel:
         if dequantized_is_faster(call):
             if name == AUTO_OR_DEQUANTIZED:
                 order = ("dequantized",)
-            else:
+            elif call.device.type == "cuda":
                 warnings.warn(
                     "int8 products are slow on this GPU: dequantized weights are faster with "
                     f'kernel="{AUTO_OR_DEQUANTIZED}", which rounds differently',
@@ -88,9 +89,12 @@ def dequantized_is_faster(call: LinearCall) -> bool:
     """Whether ``dequantized`` computes a W8A8 call faster than any kernel on int8 codes.
 
     On GPUs from compute capability 10 on, whose int8 instructions are those of Ampere, with many
-    rows. On no CPU: where int8 products are slow, ``int_mm`` works in float32, and a float32 linear
-    on dequantized weights does the same work and more.
+    rows. On CPUs that do not multiply int8, where exact sums take float32 in short runs.
     """
-    if not call.is_w8a8 or call.device.type != "cuda" or call.rows < _MANY_ROWS:
+    if not call.is_w8a8:
         return False
-    return torch.cuda.get_device_capability(call.device) >= (10, 0)
+    if call.device.type == "cpu":
+        return not multiplies(torch.int8)
+    if call.device.type == "cuda" and call.rows >= _MANY_ROWS:
+        return torch.cuda.get_device_capability(call.device) >= (10, 0)
+    return False

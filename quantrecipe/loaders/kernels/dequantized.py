@@ -13,7 +13,7 @@ from quantrecipe.loaders.kernels.arithmetic import (
     smoothed,
 )
 from quantrecipe.loaders.kernels.call import LinearCall
-from quantrecipe.loaders.kernels.on_cpu import blocks, multiplies, weights_at_a_time
+from quantrecipe.loaders.kernels.on_cpu import blocks, multiplies, scratch, weights_at_a_time
 
 
 class DequantizedKernel:
@@ -56,9 +56,9 @@ def _by_blocks(
 ) -> Tensor:
     dtype = call.dtype if multiplies(call.dtype) else torch.float32
     values = values.to(dtype)
-    result = torch.empty((call.rows, call.out_features), dtype=call.dtype)
+    result = values.new_empty((call.rows, call.out_features), dtype=call.dtype)
     step = _rows_at_a_time(call)
-    converted = torch.empty((step, call.in_features))
+    converted = scratch(step, call.in_features)
     for columns in blocks(call.out_features, step):
         plain = converted[: columns.stop - columns.start].copy_(weight[columns])
         plain.mul_(_scales(call, weight_scale, columns))

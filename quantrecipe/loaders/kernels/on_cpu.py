@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 _ANY_OF: Final = {
     torch.int8: ("avx512_vnni",),
@@ -19,6 +21,7 @@ _ANY_OF: Final = {
 
 _WEIGHTS: Final = 1 << 20
 _FEWEST: Final = 64
+_kept: Final = threading.local()
 
 
 @cache
@@ -45,3 +48,17 @@ def weights_at_a_time(out_features: int, in_features: int) -> int:
     They are still in cache then, and enough for a multiplication to be worth its start.
     """
     return min(out_features, max(_FEWEST, _WEIGHTS // in_features))
+
+
+def scratch(rows: int, columns: int) -> Tensor:
+    """A float32 matrix of any numbers, this thread's until it asks for the next one.
+
+    Memory that every call gave back would have to be mapped anew by the next: with few rows of
+    activations that takes longer than the call.
+    """
+    wanted = rows * columns
+    buffer: Tensor | None = getattr(_kept, "buffer", None)
+    if buffer is None or buffer.numel() < wanted:
+        with torch.inference_mode(False):  # who comes next may not be in inference mode
+            buffer = _kept.buffer = torch.empty(wanted, device="cpu", dtype=torch.float32)
+    return buffer[:wanted].view(rows, columns)
