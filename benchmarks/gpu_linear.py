@@ -1,10 +1,11 @@
 """INT8 linears on a GPU beside bfloat16, FP8 and other programs, for the shapes of Ideogram 4.
 
-    python benchmarks/gpu_linear.py [--rows 4352 1024 16 2 1] [--json FILE] [--eager]
+    python benchmarks/gpu_linear.py [--rows 4352 1024 16 2 1] [--peers] [--eager] [--json FILE]
 
 Every figure is the device's time for one call inside a CUDA graph, the median of several replays,
 with weights that rotate so that none is in the cache; ``--eager`` times launches too. Products
-are computed on random data. The peers are measured where they are installed: torchao and SDNQ.
+are computed on random data. ``--peers`` adds ``torch._int_mm``, torchao and SDNQ, which take long
+to compile.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ def sdnq_linear() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return lambda x, weight, scale: int8_matmul(x, weight.T, scale.T)
 
 
-def measure(rows: int, out_features: int, in_features: int, time: Timer) -> Iterator[Any]:
+def measure(
+    rows: int, out_features: int, in_features: int, time: Timer, peers: bool = False
+) -> Iterator[Any]:
     """Names and seconds."""
     x = torch.randn(rows, in_features, device="cuda", dtype=torch.bfloat16)
     plain = rotated(
@@ -149,15 +152,6 @@ def measure(rows: int, out_features: int, in_features: int, time: Timer) -> Iter
         yield "ours: codes", time([lambda: hopper.quantize(x, smoothing)] * 8)
     weights = [m.weight.data for m in ours]
     scales = ours[0].weight_scale.data
-    if rows > 16:
-        yield "_int_mm: product", time([partial(torch._int_mm, codes, w.T) for w in weights])
-        yield from attempt(
-            "_int_mm, eager", lambda: time([partial(two_step, x, w, scales) for w in weights])
-        )
-        step = torch.compile(two_step, dynamic=False)
-        yield from attempt(
-            "_int_mm, compiled", lambda: time([partial(step, x, w, scales) for w in weights])
-        )
     eights = [w.view(FP8) for w in weights]
     for each in eights:  # no NaN: its patterns are the largest magnitudes
         each.view(torch.int8).bitwise_and_(-2)
@@ -173,6 +167,17 @@ def measure(rows: int, out_features: int, in_features: int, time: Timer) -> Iter
     )
     whole = torch.compile(fp8_linear, dynamic=False)
     yield from attempt("fp8", lambda: time([partial(whole, x, w, scales) for w in eights]))
+    if not peers:
+        return
+    if rows > 16:
+        yield "_int_mm: product", time([partial(torch._int_mm, codes, w.T) for w in weights])
+        yield from attempt(
+            "_int_mm, eager", lambda: time([partial(two_step, x, w, scales) for w in weights])
+        )
+        step = torch.compile(two_step, dynamic=False)
+        yield from attempt(
+            "_int_mm, compiled", lambda: time([partial(step, x, w, scales) for w in weights])
+        )
     if rows > 16:
         yield from attempt("sdnq", lambda: sdnq_seconds(x, weights, scales, time))
     yield from attempt(
@@ -226,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[4352, 1024, 16, 2, 1])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--peers", action="store_true")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -238,7 +244,7 @@ def main() -> None:
         for name in options.shapes:
             out_features, in_features = SHAPES[name]
             with torch.no_grad():
-                found = dict(measure(rows, out_features, in_features, timer))
+                found = dict(measure(rows, out_features, in_features, timer, options.peers))
             results.append({"rows": rows, "shape": name, "seconds": found})
             operations = 2 * rows * out_features * in_features
             ratios.append(found["bf16"] / found["ours"])
