@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from quantrecipe.converter import ErrorSums, Job, plan
 from quantrecipe.converter.standalone import LOADER_NAME, loader_source
 from quantrecipe.converter.streaming import StreamingConverter
-from quantrecipe.loaders import Checkpoint, Names
+from quantrecipe.loaders import Checkpoint, Names, load_model
 from quantrecipe.loaders.reference import ReferenceLoader
 from quantrecipe.schema.capabilities import Capabilities
 from quantrecipe.schema.lock import Role
@@ -134,6 +134,26 @@ def test_the_streaming_converter(check: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("check", conformance.pytest_cases(loader="reference"))
 def test_the_reference_loader(check: Callable[[], None]) -> None:
+    check()
+
+
+def by_kernel(kernel: str) -> conformance.LoadModel:
+    """Our own loading of models, with one kernel."""
+
+    def load(model: nn.Module, path: Path, part: str) -> nn.Module:
+        load_model(model, path, part=part, kernel=kernel)
+        return model
+
+    return load
+
+
+@pytest.mark.parametrize("check", conformance.pytest_cases(load_model=by_kernel("reference")))
+def test_load_model_with_the_reference_kernel(check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.parametrize("check", conformance.pytest_cases(load_model=by_kernel("auto")))
+def test_load_model(check: Callable[[], None]) -> None:
     check()
 
 

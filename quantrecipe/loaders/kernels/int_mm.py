@@ -24,8 +24,9 @@ _RUN: Final = 1024
 """Products whose sum float32 holds exactly: 2^7 * 127 * 1024 is below 2^24."""
 _ROWS: Final = 512
 """Rows of activations worked on at a time, so that what lies between the steps stays in cache."""
-_CUDA_ROWS: Final = 17
-"""The fewest that ``torch._int_mm`` takes on CUDA; features have to be multiples of 8 there."""
+_CUDA_ROWS: Final = 32
+"""Rows come in multiples of this on CUDA, features in multiples of 8: the library has no int8
+product for every odd size, and ``torch._int_mm`` none for fewer than 17 rows."""
 _CUDA_PRODUCTS: Final = 1 << 23
 """Products (int32) between a multiplication and its scaling: what a GPU's cache holds."""
 
@@ -107,10 +108,10 @@ def _products(call: LinearCall, values: Tensor, weight: Tensor) -> Iterator[tupl
         yield from _in_float32(values, weight)
 
 
-def _by_library(values: Tensor, weight: Tensor, fewest: int) -> Tensor:
-    """int32 ``[rows, out]``; rows of zeros make up for a call of too few."""
+def _by_library(values: Tensor, weight: Tensor, multiple: int) -> Tensor:
+    """int32 ``[rows, out]``; rows of zeros make up what is missing to a multiple."""
     rows = values.shape[0]
-    codes = functional.pad(values.to(torch.int8), (0, 0, 0, max(0, fewest - rows)))
+    codes = functional.pad(values.to(torch.int8), (0, 0, 0, -rows % multiple))
     return torch._int_mm(codes, weight.T)[:rows]
 
 

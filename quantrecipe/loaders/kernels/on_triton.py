@@ -125,7 +125,7 @@ def _quantize(call: LinearCall, x: Tensor, smoothing: Tensor | None) -> tuple[Te
     """Codes, and a float32 scale for each row, ``[rows]``."""
     if call.activation != "int8:token":
         codes, scale = quantize_activations(smoothed(x, smoothing), call.activation)
-        return codes, scale.expand(call.rows, 1).reshape(-1)
+        return codes.contiguous(), scale.expand(call.rows, 1).contiguous().view(-1)
     if hopper.can_quantize(x):
         return hopper.quantize(x, smoothing)
     codes = torch.empty(call.rows, call.in_features, dtype=torch.int8, device=call.device)
