@@ -14,6 +14,7 @@ COMMANDS: Final = {
     "validate": "quantrecipe.cli.validate:validate",
     "inspect": "quantrecipe.cli.inspect:inspect",
     "verify": "quantrecipe.cli.verify:verify",
+    "tune": "quantrecipe.cli.tune:tune",
     "schema": "quantrecipe.cli.schema_command:schema",
     "migrate": "quantrecipe.cli.migrate:migrate",
     "recipes": "quantrecipe.cli.listings:recipes",

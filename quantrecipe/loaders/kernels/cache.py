@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -18,10 +19,23 @@ def cache_folder() -> Path:
 
 def keep(path: Path, content: bytes) -> None:
     """Write a file of the cache: whole, or not at all where the folder cannot be written."""
+    with suppress(OSError):  # a cache is a convenience
+        write_whole(path, content)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole, in place of the one that was there.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    made = Path(name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with os.fdopen(handle, "wb") as file:
             file.write(content)
-        Path(file.name).replace(path)
-    except OSError:  # a cache is a convenience
-        return
+        made.replace(path)
+    except OSError:
+        made.unlink()
+        raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Final
@@ -59,6 +59,20 @@ class HopperProduct:
         """Tiles of a whole cluster in a product of this shape."""
         return -(-rows // (_ROWS * self.cluster)) * -(-out_features // self.columns)
 
+    def runs(self, architecture: str) -> bool:
+        """Whether the kernel can be cut up like this: what it assumes, and its shared memory."""
+        return (
+            architecture == "sm_90"
+            and self.columns in range(16, 257, 16)
+            and self.depth in (64, 128)
+            and self.cluster in (1, 2)
+            and self.group > 0
+            # A stage is given back only when the next one is being multiplied.
+            and 0 <= self.lag < self.stages
+            and self.stages > 1
+            and self.shared <= _SHARED_LIMIT
+        )
+
 
 CANDIDATES: Final = tuple(
     candidate
@@ -66,8 +80,7 @@ CANDIDATES: Final = tuple(
     for depth, lag, cluster in ((64, 0, 2), (64, 2, 2), (128, 0, 2), (128, 1, 2), (128, 0, 1))
     for stages in (11, 10, 9, 8, 7, 6, 5, 4, 3)
     for candidate in (HopperProduct(columns, depth, stages, cluster, lag, 8),)
-    if candidate.shared <= _SHARED_LIMIT
-    and HopperProduct(columns, depth, stages + 1, cluster, lag, 8).shared > _SHARED_LIMIT
+    if candidate.runs("sm_90") and not replace(candidate, stages=stages + 1).runs("sm_90")
 )
 """What tuning tries: as many stages as fit, for each tile."""
 

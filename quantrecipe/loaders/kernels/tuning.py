@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from quantrecipe.loaders.kernels import hopper
+from quantrecipe.loaders.kernels.call import LinearCall
 from quantrecipe.loaders.kernels.configs import Measured, Product, TritonProduct
-from quantrecipe.loaders.kernels.on_triton import multiply
+from quantrecipe.loaders.kernels.on_triton import TritonKernel, multiply
 
 _GROUPS: Final = (4, 8, 16)
 _ROTATED_BYTES: Final = 256 << 20
@@ -57,6 +58,29 @@ def rotated(make: Callable[[], Tensor]) -> list[Tensor]:
     return [first, *(make() for _ in range(count - 1))]
 
 
+def cannot_tune(device: torch.device) -> str | None:
+    """Why nothing can be measured on a device, or ``None``."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "this torch sees no CUDA device"
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        return f"there are {torch.cuda.device_count()}, counted from 0"
+    return TritonKernel().refuses(
+        LinearCall(
+            rows=1,
+            out_features=1,
+            in_features=1,
+            dtype=torch.bfloat16,
+            device=device,
+            code_dtype=torch.int8,
+            scale_dtype=torch.float32,
+            group=(1, 1),
+            activation="int8:token",
+            smoothing=False,
+            bias=False,
+        )
+    )
+
+
 def tune(
     shapes: Iterable[tuple[int, int]], rows: Iterable[int], device: torch.device | str
 ) -> Iterator[Measured]:
@@ -65,13 +89,18 @@ def tune(
     Args:
         shapes: ``(out_features, in_features)`` of weights.
         rows: of activations.
-        device: an NVIDIA GPU.
+        device: an NVIDIA GPU for which ``cannot_tune`` has nothing to say.
     """
     device = torch.device(device)
     with torch.cuda.device(device):
         found = torch.cuda.get_device_properties(device)
+        architecture = f"sm_{found.major}{found.minor}"
         for (out_features, in_features), each in combinations(list(shapes), list(rows)):
-            candidates = _candidates(device, each, in_features)
+            candidates = [
+                candidate
+                for candidate in _candidates(device, each, in_features)
+                if candidate.runs(architecture)
+            ]
             problem = _Problem(each, out_features, in_features)
             fastest = _fastest(problem, candidates, replays=2)[:_BEST]
             regrouped = [
@@ -82,7 +111,7 @@ def tune(
             ]
             best = _fastest(problem, regrouped, replays=5)[0]
             yield Measured(
-                architecture=f"sm_{found.major}{found.minor}",
+                architecture=architecture,
                 device=found.name,
                 out_features=out_features,
                 in_features=in_features,
@@ -157,7 +186,7 @@ def _fastest(problem: _Problem, candidates: Sequence[Product], replays: int) -> 
 
 
 def _try(problem: _Problem, config: Product, replays: int) -> float | None:
-    # Too much shared memory, say: which error that is depends on who finds it.
+    # Too many registers, say: which error that is depends on who finds it.
     with suppress(Exception):
         return problem.seconds(config, replays)
     return None
