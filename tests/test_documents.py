@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,41 @@ def test_the_example_of_loading_a_model_runs(
     exec("\n".join([*imports, example]), found)
     assert found["report"].quantized == 1
     assert found["model"]["a"].bias.dtype == torch.bfloat16
+
+
+def test_the_example_of_a_kernel_computes() -> None:
+    """The block ``python run`` of docs/kernels.md."""
+    torch = pytest.importorskip("torch")
+    from quantrecipe.loaders.kernels import Kernel, LinearCall, find_kernel
+
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python run\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    found: dict[str, Any] = {}
+    exec(example, found)
+    kernel = found["Float32"]()
+    assert isinstance(kernel, Kernel)
+    assert kernel.name == "float32"
+    call = LinearCall(
+        rows=3,
+        out_features=4,
+        in_features=8,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        code_dtype=torch.int8,
+        scale_dtype=torch.float32,
+        group=(1, 8),
+        activation="",
+        smoothing=True,
+        bias=True,
+    )
+    assert kernel.refuses(call) is None
+    assert kernel.refuses(replace(call, activation="int8:token"))
+    generator = torch.Generator().manual_seed(0)
+    x, scale = (torch.rand(*shape, generator=generator) + 0.5 for shape in [(3, 8), (4, 1)])
+    factors, bias = (torch.rand(size, generator=generator) + 0.5 for size in (8, 4))
+    codes = torch.randint(-127, 128, (4, 8), dtype=torch.int8, generator=generator)
+    expected = find_kernel("reference").linear(call, x, codes, scale, factors, bias)
+    torch.testing.assert_close(kernel.linear(call, x, codes, scale, factors, bias), expected)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -69,16 +69,17 @@ __device__ __forceinline__ u32 largest(u32 bits, const float* v) {
   for (int i = 0; i < 8; ++i) bits = max(bits, __float_as_uint(v[i]) & 0x7fffffffu);
   return bits;
 }
-__device__ __forceinline__ void store8(signed char* codes, int at, const float* v, float scale, float inverse) {
+__device__ __forceinline__ void store8(signed char* codes, int at, const float* v, float scale,
+                                       float inverse) {
   float q[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) q[i] = divide(v[i], scale, inverse);
   *reinterpret_cast<uint2*>(codes + at) = make_uint2(pack_codes(q), pack_codes(q + 4));
 }
 
-extern "C" __global__ void quantize_rows(const unsigned short* __restrict__ x, const float* __restrict__ smoothing,
-                                         signed char* __restrict__ codes, float* __restrict__ scales, int K,
-                                         long long row_stride) {
+extern "C" __global__ void quantize_rows(const unsigned short* __restrict__ x,
+                                         const float* __restrict__ smoothing, signed char* __restrict__ codes,
+                                         float* __restrict__ scales, int K, long long row_stride) {
   __shared__ u32 of_warps[32];
   const int row = blockIdx.x, step = 8 * blockDim.x;
   x += row * row_stride;
@@ -112,7 +113,10 @@ extern "C" __global__ void quantize_rows(const unsigned short* __restrict__ x, c
     if (at < K) store8(codes, at, v[i], scale, inverse);
   }
 #else
-  for (int at = 8 * threadIdx.x; at < K; at += step) load8(v, x, smoothing, at), store8(codes, at, v, scale, inverse);
+  for (int at = 8 * threadIdx.x; at < K; at += step) {
+    load8(v, x, smoothing, at);
+    store8(codes, at, v, scale, inverse);
+  }
 #endif
 }
 #endif
@@ -155,7 +159,8 @@ __device__ __forceinline__ void named_sync(int id, int threads) {
 }
 __device__ __forceinline__ void load_tile(const TensorMap* map, u32 to, u32 bar, int k, int row) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4}], [%2];"
       ::"r"(to), "l"(map), "r"(bar), "r"(k), "r"(row) : "memory");
 }
 __device__ __forceinline__ void load_tile_for_all(const TensorMap* map, u32 to, u32 bar, int k, int row) {
@@ -170,8 +175,8 @@ __device__ __forceinline__ u64 descriptor(u32 address) {
 }
 __device__ __forceinline__ void multiply(int (&d)[REGISTERS], u64 a, u64 b, int accumulate) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" WGMMA_P ", 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n" WGMMA_N "k32.s32.s8.s8 {" WGMMA_D "}, %" WGMMA_A ", %" WGMMA_B
-               ", p;\n}"
+               "wgmma.mma_async.sync.aligned.m64n" WGMMA_N "k32.s32.s8.s8 {" WGMMA_D "}, %" WGMMA_A
+               ", %" WGMMA_B ", p;\n}"
                : WGMMA_OUT : "l"(a), "l"(b), "r"(accumulate));
 }
 
@@ -196,7 +201,8 @@ __device__ __forceinline__ float number(const void* p, int kind, int at) {
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384, 1)
     scaled_product(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
                    unsigned short* __restrict__ out, const float* __restrict__ a_scale,
-                   const void* __restrict__ b_scale, const void* __restrict__ bias, int M, int N, int K, int group) {
+                   const void* __restrict__ b_scale, const void* __restrict__ bias, int M, int N, int K,
+                   int group) {
   extern __shared__ char raw[];
   const u32 base = (shared_address(raw) + 1023) & ~1023u;
   const u32 full = base + STAGES * STAGE, empty = full + 8 * STAGES;
@@ -282,7 +288,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
     const bool lag = LAG && steps > LAG;
     int d[REGISTERS], stage = 0, until = lag && !half ? LAG : 0;
     u32 phase = 0;
-    if (lag && half) named_sync(1, 256);  // the second half follows, so that the tensor cores always have work
+    // The second half follows the first, so that the tensor cores always have work.
+    if (lag && half) named_sync(1, 256);
     for (int tile = begin; tile < total; tile += step) {
       int m, n, previous = -1;
       tiles.at(tile, m, n);
@@ -319,7 +326,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
 #endif
         const int* v = d + 4 * j;
         char* to = staged + local * PITCH + 16 * j + 4 * quad;
-        *reinterpret_cast<u32*>(to) = pack_halves(fmaf((float)v[0] * s0, w.x, b.x), fmaf((float)v[1] * s0, w.y, b.y));
+        *reinterpret_cast<u32*>(to) =
+            pack_halves(fmaf((float)v[0] * s0, w.x, b.x), fmaf((float)v[1] * s0, w.y, b.y));
         *reinterpret_cast<u32*>(to + 8 * PITCH) =
             pack_halves(fmaf((float)v[2] * s1, w.x, b.x), fmaf((float)v[3] * s1, w.y, b.y));
       }
