@@ -526,7 +526,9 @@ def test_few_rows_are_made_more_for_cuda(monkeypatch: pytest.MonkeyPatch, rows: 
 
 
 def on_cuda(**changes: Any) -> LinearCall:
-    call = replace(made(rows=2048, out_features=16).call(), device=torch.device("cuda"))
+    call = replace(
+        made(rows=2048, out_features=16, in_features=32).call(), device=torch.device("cuda")
+    )
     return replace(call, **changes)
 
 
@@ -534,8 +536,8 @@ def on_cuda(**changes: Any) -> LinearCall:
     ("changes", "says"),
     [
         ({}, None),
-        ({"in_features": 20}, "multiples of 8"),
-        ({"out_features": 17, "group": (1, 24)}, "multiples of 8"),
+        ({"in_features": 20}, "multiples of 16"),
+        ({"out_features": 17, "group": (1, 32)}, "multiples of 16"),
         ({"in_features": 131_072, "group": (1, 131_072)}, "no more than 131071"),
         ({"device": torch.device("meta")}, "does not run on meta"),
         ({"activation": ""}, "int8 codes"),

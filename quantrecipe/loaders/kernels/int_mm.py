@@ -25,7 +25,7 @@ _RUN: Final = 1024
 _ROWS: Final = 512
 """Rows of activations worked on at a time, so that what lies between the steps stays in cache."""
 _CUDA_ROWS: Final = 32
-"""Rows come in multiples of this on CUDA, features in multiples of 8: the library has no int8
+"""Rows come in multiples of this on CUDA, features in multiples of 16: the library has no int8
 product for every odd size, and ``torch._int_mm`` none for fewer than 17 rows."""
 _CUDA_PRODUCTS: Final = 1 << 23
 """Products (int32) between a multiplication and its scaling: what a GPU's cache holds."""
@@ -45,8 +45,8 @@ class IntMmKernel:
         if not call.is_w8a8:
             return "it computes products of int8 codes whose weight has a scale for each row"
         if call.device.type == "cuda":
-            if call.in_features % 8 or call.out_features % 8:
-                return "on cuda it takes features in multiples of 8"
+            if call.in_features % 16 or call.out_features % 16:
+                return "on cuda it takes features in multiples of 16"
             if call.in_features > _LONGEST:
                 return f"on cuda it sums no more than {_LONGEST} products"
         elif call.device.type != "cpu":
