@@ -56,7 +56,7 @@ class Tower(nn.Module):
         self.head = nn.Linear(12, 8, bias=False)
         self.gain = nn.Parameter(torch.randn(3))
         self.register_buffer("steps", torch.arange(5))
-        self.register_buffer("angles", torch.linspace(0, 1, 6), persistent=False)
+        self.register_buffer("angles", torch.arange(6.0), persistent=False)
 
 
 def source_of(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
