@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,12 @@ from torch import Tensor, nn
 
 from quantrecipe.formats import quantize
 from quantrecipe.loaders import QuantizedLinear
+from quantrecipe.loaders.kernels.tuning import device_seconds
 from quantrecipe.schema.schemes import DynamicActivation, Int8Channel
 
 CHANNEL = Int8Channel(format="int8", granularity="channel")
 TOKEN = DynamicActivation(format="int8", granularity="token", dynamic=True)
+RUNS = 15
 KINDS = {
     "attention": ("fmha", "flash", "attention", "sdpa"),
     "quantization": ("quantize_rows", "quantize_long"),
@@ -79,19 +80,6 @@ def quantized(stack: Stack) -> Stack:
     return result
 
 
-def seconds(run: Any, repeats: int = 15) -> float:
-    """The median of single runs, by the device's clock."""
-    found = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        found.append(start.elapsed_time(end) / 1e3)
-    return float(statistics.median(found))
-
-
 def shares(run: Any) -> dict[str, float]:
     """Share of the device's time by kind of kernel."""
     from torch.profiler import ProfilerActivity, profile
@@ -138,8 +126,8 @@ def main() -> None:
             with torch.cuda.graph(graph):
                 run()
             results[name] = {
-                "compiled": seconds(run),
-                "graph": seconds(graph.replay),
+                "compiled": device_seconds(run, RUNS),
+                "graph": device_seconds(graph.replay, RUNS),
                 "shares": shares(run),
             }
             print(name, json.dumps(results[name]), flush=True)

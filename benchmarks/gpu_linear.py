@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,9 +24,8 @@ from torch import Tensor, nn
 
 from quantrecipe.loaders import QuantizedLinear
 from quantrecipe.loaders.kernels import hopper
-from quantrecipe.loaders.kernels.configs import product_config
-from quantrecipe.loaders.kernels.on_triton import multiply
-from quantrecipe.loaders.kernels.tuning import rotated, time_calls
+from quantrecipe.loaders.kernels.on_triton import config_for, multiply
+from quantrecipe.loaders.kernels.tuning import device_seconds, rotated, time_calls
 from quantrecipe.schema.schemes import DynamicActivation, Int8Channel
 
 SHAPES = {
@@ -118,15 +116,7 @@ def measure(
         ours.append(linear(out_features, in_features, True))
     yield "ours", time([partial(m, x) for m in ours])
 
-    found = torch.cuda.get_device_properties(0)
-    config = product_config(
-        f"sm_{found.major}{found.minor}",
-        found.multi_processor_count,
-        rows,
-        out_features,
-        in_features,
-        hopper.can_multiply(x.device, x.dtype, in_features),
-    )
+    config = config_for(rows, ours[0].weight, x.dtype)
     codes, scale = quantized_to_int8(x)
     yield (
         "ours: product",
@@ -212,18 +202,14 @@ def eager(calls: list[Callable[[], object]]) -> float:
     """Seconds of one call as Python launches it, one after the other."""
     for call in calls[:3]:
         call()
-    found = []
-    for _ in range(5):
-        torch.cuda.synchronize()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        for _ in range(20):
-            for call in calls[:4]:
-                call()
-        end.record()
-        end.synchronize()
-        found.append(start.elapsed_time(end) / 1e3 / (20 * len(calls[:4])))
-    return float(statistics.median(found))
+    some = calls[:4] * 20
+
+    def run() -> None:
+        for call in some:
+            call()
+
+    torch.cuda.synchronize()
+    return device_seconds(run, 5) / len(some)
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from quantrecipe.schema.lock import LOCK_NAME
+
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_LOCK: Final = "recipe.lock.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def _of_download(path: Path, relative: str) -> KnownDigest | None:
 
 def _of_lock(path: Path, relative: str) -> KnownDigest | None:
     for root, below in _roots(path, relative):
-        lock = root / _LOCK
+        lock = root / LOCK_NAME
         try:
             outputs = json.loads(lock.read_text("utf-8"))["outputs"]
             found = {output["path"]: output["sha256"] for output in outputs}.get(below)

@@ -7,7 +7,6 @@ tensors and the same ``quantization_config``.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,17 +21,16 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from quantrecipe.checkpoint.header import read_header
 from quantrecipe.loaders.linear import QuantizedLinear
 from quantrecipe.loaders.replacing import (
     QuantMethod,
     StoredConfig,
-    freeze,
     hold_to_headers,
     is_stored,
-    misleading_dtype,
     replace_linears,
     set_kernel,
+    settle,
+    stored_tensors,
 )
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.quantization_config import configured_modules
@@ -77,9 +75,7 @@ class QuantRecipeDiffusersQuantizer(DiffusersQuantizer):
         self, loaded_keys: list[str], checkpoint_files: Iterable[str | Path]
     ) -> list[str]:
         files = [Path(file) for file in checkpoint_files if str(file).endswith(".safetensors")]
-        self._stored = {
-            info.name: info for file in files for info in read_header(file).tensors.values()
-        }
+        self._stored = {info.name: info for info in stored_tensors(files)}
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
@@ -119,10 +115,7 @@ class QuantRecipeDiffusersQuantizer(DiffusersQuantizer):
         return 2
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        freeze(self._modules.values())
-        problem = misleading_dtype(model, self._modules.values())
-        if problem is not None:
-            warnings.warn(problem, stacklevel=2)
+        settle(model, self._modules.values())
         return model
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -256,8 +257,6 @@ def _put(place: Place, tensor: Tensor) -> None:
 def _nbytes(found: Match) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for load in found.loads:
-        size = load.wanted.dtype.itemsize
-        for dim in load.wanted.info.shape:
-            size *= dim
-        counts[str(load.wanted.device)] += size
+        wanted = load.wanted
+        counts[str(wanted.device)] += math.prod(wanted.info.shape) * wanted.dtype.itemsize
     return dict(counts)

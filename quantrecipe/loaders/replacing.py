@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final, cast
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
+from quantrecipe.checkpoint.header import read_header
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.loaders.kernels import AUTO, find_kernel
 from quantrecipe.loaders.linear import QuantizedLinear
@@ -223,7 +226,25 @@ def is_stored(modules: Collection[str], tensor: str) -> bool:
     return role in STORED and module in modules
 
 
-def freeze(modules: Iterable[QuantizedLinear]) -> None:
+def stored_tensors(files: Iterable[Path]) -> Iterator[TensorInfo]:
+    """The headers of every tensor in safetensors files."""
+    for file in files:
+        yield from read_header(file).tensors.values()
+
+
+def settle(model: nn.Module, modules: Collection[QuantizedLinear]) -> None:
+    """What is left to do with quantized modules once a library has loaded their tensors.
+
+    Codes, scales and factors are taken out of what is trained. Where ``model.dtype`` is taken from
+    one of them, that is a warning.
+    """
+    _freeze(modules)
+    problem = _misleading_dtype(model, modules)
+    if problem is not None:
+        warnings.warn(problem, stacklevel=3)
+
+
+def _freeze(modules: Iterable[QuantizedLinear]) -> None:
     """Take codes, scales and factors out of what is trained."""
     for module in modules:
         for role in STORED:
@@ -232,7 +253,7 @@ def freeze(modules: Iterable[QuantizedLinear]) -> None:
                 parameter.requires_grad_(False)
 
 
-def misleading_dtype(model: nn.Module, modules: Iterable[QuantizedLinear]) -> str | None:
+def _misleading_dtype(model: nn.Module, modules: Iterable[QuantizedLinear]) -> str | None:
     """What ``model.dtype`` is taken from, if that is a scale or a code: a sentence, or ``None``."""
     ours = {id(each) for module in modules for each in module.parameters(recurse=False)}
     biases = {id(module.bias) for module in modules}

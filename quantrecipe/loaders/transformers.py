@@ -8,7 +8,6 @@ tensors and the same ``quantization_config``.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -24,17 +23,16 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from quantrecipe.checkpoint.header import read_header
 from quantrecipe.loaders.linear import QuantizedLinear
 from quantrecipe.loaders.replacing import (
     QuantMethod,
     StoredConfig,
-    freeze,
     hold_to_headers,
     is_stored,
-    misleading_dtype,
     replace_linears,
     set_kernel,
+    settle,
+    stored_tensors,
 )
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.quantization_config import (
@@ -89,8 +87,7 @@ class QuantRecipeHfQuantizer(HfQuantizer):
         files = [Path(file) for file in checkpoint_files or () if file.endswith(".safetensors")]
         if files:
             to_model = _renaming(model)  # of scales and factors, too
-            infos = [info for file in files for info in read_header(file).tensors.values()]
-            stored = {to_model(info.name): info for info in infos}
+            stored = {to_model(info.name): info for info in stored_tensors(files)}
             _refuse_tied_apart(model, self._modules, stored)
             hold_to_headers(self._modules, stored)
         return model
@@ -104,10 +101,7 @@ class QuantRecipeHfQuantizer(HfQuantizer):
         return new
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        freeze(self._modules.values())
-        problem = misleading_dtype(model, self._modules.values())
-        if problem is not None:
-            warnings.warn(problem, stacklevel=2)
+        settle(model, self._modules.values())
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[None, dict[str, str]]:

@@ -16,6 +16,9 @@ from typing import Any, Final
 from quantrecipe.loaders.kernels.cache import cache_folder, write_whole
 from quantrecipe.loaders.kernels.hopper import HopperProduct
 
+FEW_ROWS: Final = 64
+"""Up to this many rows of activations a product is one of Triton's, with low tiles."""
+
 _NEAR: Final = 2.0  # a measurement stands for this many times more or fewer rows
 _LARGEST: Final = 1 << 31  # of the numbers in a file
 _LEAST_TILE, _LEAST_DEPTH, _LARGEST_TILE, _MOST_WARPS = 16, 32, 1 << 16, 16
@@ -233,7 +236,7 @@ def product_config(
             break
         if hopper or isinstance(measured[near], TritonProduct):
             return measured[near]
-    if hopper and rows > 64:
+    if hopper and rows > FEW_ROWS:
         return _hopper_rule(multiprocessors, rows, out_features)
     return _triton_rule(architecture, rows)
 
@@ -265,7 +268,7 @@ def _triton_rule(architecture: str, rows: int) -> TritonProduct:
     """Measured on sm_90 for few rows; the rest follows from how much shared memory there is."""
     if rows <= 16:
         return TritonProduct(16, 64, 256, 4, 4, 1)
-    if rows <= 64:
+    if rows <= FEW_ROWS:
         return TritonProduct(64, 64, 256, 4, 3, 1)
     deep = TritonProduct(128, 128, 128, 8, 3, 8)
     if shared_limit(architecture) < 2 * deep.shared(architecture):  # no two blocks side by side

@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from quantrecipe.loaders.kernels.gpus import gpu
 from quantrecipe.loaders.kernels.nvrtc import (
     CudaFunction,
     Macros,
@@ -160,11 +161,6 @@ def compile_product(config: HopperProduct) -> None:
     compile_cuda(_source(), _product_macros(config, torch.bfloat16, torch.float32, True, None), _SM)
 
 
-@cache
-def _multiprocessors(device: int) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
 def product(
     codes: Tensor,
     scale: Tensor,
@@ -196,7 +192,7 @@ def product(
     )
     device = codes.device.index
     tiles = config.tiles(rows, out_features)
-    blocks = min(_multiprocessors(device) // config.cluster, tiles) * config.cluster
+    blocks = min(gpu(codes.device).multiprocessors // config.cluster, tiles) * config.cluster
     _function("scaled_product", macros, device, config.shared).launch(
         blocks,
         _THREADS,

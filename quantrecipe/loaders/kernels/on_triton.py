@@ -14,6 +14,7 @@ from quantrecipe.loaders.kernels import hopper
 from quantrecipe.loaders.kernels.arithmetic import quantize_activations, smoothed
 from quantrecipe.loaders.kernels.call import LinearCall
 from quantrecipe.loaders.kernels.configs import Product, TritonProduct, product_config
+from quantrecipe.loaders.kernels.gpus import gpu
 
 _FEW_ROWS = 64
 """Up to this many, a weight-only product reads codes; above, dequantizing once is faster."""
@@ -24,13 +25,6 @@ def _code() -> ModuleType:
     from quantrecipe.loaders.kernels import triton_code
 
     return triton_code
-
-
-@cache
-def _properties(device: torch.device) -> tuple[str, int]:
-    """Architecture and number of multiprocessors."""
-    found = torch.cuda.get_device_properties(device)
-    return f"sm_{found.major}{found.minor}", int(found.multi_processor_count)
 
 
 class TritonKernel:
@@ -74,9 +68,8 @@ class TritonKernel:
         with torch.cuda.device(call.device):
             if call.is_w8a8:
                 codes, scale = _quantize(call, x, smoothing)
-                return multiply(
-                    codes, scale, weight, weight_scale, bias, call.dtype, self._config(call, weight)
-                )
+                config = config_for(call.rows, weight, call.dtype)
+                return multiply(codes, scale, weight, weight_scale, bias, call.dtype, config)
             if call.rows <= _FEW_ROWS:
                 return _product_with_codes(call, x, weight, weight_scale, smoothing, bias)
             plain = _dequantize(call, weight, weight_scale)
@@ -84,12 +77,21 @@ class TritonKernel:
             added = None if bias is None else bias.to(call.dtype)
             return torch.nn.functional.linear(values, plain, added)
 
-    def _config(self, call: LinearCall, weight: Tensor) -> Product:
-        architecture, multiprocessors = _properties(call.device)
-        can = hopper.can_multiply(call.device, call.dtype, call.in_features, weight)
-        return product_config(
-            architecture, multiprocessors, call.rows, call.out_features, call.in_features, can
-        )
+
+def config_for(rows: int, weight: Tensor, dtype: torch.dtype) -> Product:
+    """How the product of so many rows of codes with a weight is cut up on the weight's GPU.
+
+    Args:
+        rows: of the activations.
+        weight: int8 ``[out, in]``.
+        dtype: of the result.
+    """
+    out_features, in_features = weight.shape
+    found = gpu(weight.device)
+    can = hopper.can_multiply(weight.device, dtype, in_features, weight)
+    return product_config(
+        found.architecture, found.multiprocessors, rows, out_features, in_features, can
+    )
 
 
 def multiply(

@@ -15,14 +15,27 @@ from torch import Tensor
 
 from quantrecipe.loaders.kernels import hopper
 from quantrecipe.loaders.kernels.call import LinearCall
-from quantrecipe.loaders.kernels.configs import Measured, Product, TritonProduct
+from quantrecipe.loaders.kernels.configs import FEW_ROWS, Measured, Product, TritonProduct
+from quantrecipe.loaders.kernels.gpus import gpu
 from quantrecipe.loaders.kernels.on_triton import TritonKernel, multiply
 
 _GROUPS: Final = (4, 8, 16)
 _ROTATED_BYTES: Final = 256 << 20
 """Operands are changed from call to call, so that none is found in the cache."""
-_FEW_ROWS: Final = 64
 _BEST: Final = 3  # of the first round go to the second
+
+
+def device_seconds(run: Callable[[], object], repeats: int) -> float:
+    """Seconds between the device's beginning and ending of ``run``, the median of several."""
+    measured = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        measured.append(start.elapsed_time(end) / 1e3)
+    return float(statistics.median(measured))
 
 
 def time_calls(calls: Sequence[Callable[[], object]], replays: int = 5) -> float:
@@ -40,15 +53,7 @@ def time_calls(calls: Sequence[Callable[[], object]], replays: int = 5) -> float
         for call in calls:
             call()
     graph.replay()
-    measured = []
-    for _ in range(replays):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        measured.append(start.elapsed_time(end) / 1e3 / len(calls))
-    return float(statistics.median(measured))
+    return device_seconds(graph.replay, replays) / len(calls)
 
 
 def rotated(make: Callable[[], Tensor]) -> list[Tensor]:
@@ -92,14 +97,13 @@ def tune(
         device: an NVIDIA GPU for which ``cannot_tune`` has nothing to say.
     """
     device = torch.device(device)
+    found = gpu(device)
     with torch.cuda.device(device):
-        found = torch.cuda.get_device_properties(device)
-        architecture = f"sm_{found.major}{found.minor}"
         for (out_features, in_features), each in combinations(list(shapes), list(rows)):
             candidates = [
                 candidate
                 for candidate in _candidates(device, each, in_features)
-                if candidate.runs(architecture)
+                if candidate.runs(found.architecture)
             ]
             problem = _Problem(each, out_features, in_features)
             fastest = _fastest(problem, candidates, replays=2)[:_BEST]
@@ -107,11 +111,11 @@ def tune(
                 replace(config, group=group)
                 for config in fastest
                 for group in _GROUPS
-                if each > _FEW_ROWS or group == _GROUPS[0]
+                if each > FEW_ROWS or group == _GROUPS[0]
             ]
             best = _fastest(problem, regrouped, replays=5)[0]
             yield Measured(
-                architecture=architecture,
+                architecture=found.architecture,
                 device=found.name,
                 out_features=out_features,
                 in_features=in_features,
@@ -149,9 +153,9 @@ class _Problem:
 
 
 def _candidates(device: torch.device, rows: int, in_features: int) -> tuple[Product, ...]:
-    if rows > _FEW_ROWS and hopper.can_multiply(device, torch.bfloat16, in_features):
+    if rows > FEW_ROWS and hopper.can_multiply(device, torch.bfloat16, in_features):
         return hopper.CANDIDATES
-    if rows <= _FEW_ROWS:
+    if rows <= FEW_ROWS:
         tall = 16 if rows <= 16 else 64
         return tuple(
             TritonProduct(tall, columns, depth, warps, stages, _GROUPS[0])
