@@ -507,6 +507,33 @@ def test_the_library_and_float32_give_the_same_bits(
     assert torch.equal(*results)
 
 
+def test_one_feature_is_nothing_for_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = made(rows=3, out_features=8, in_features=1)
+    monkeypatch.setattr(int_mm, "multiplies", lambda dtype: False)
+    expected = case.run("int_mm")
+
+    def garbage(a: Tensor, b: Tensor) -> Tensor:
+        return torch.full((a.shape[0], b.shape[1]), 1 << 30, dtype=torch.int32)
+
+    monkeypatch.setattr(int_mm, "multiplies", lambda dtype: True)
+    monkeypatch.setattr(torch, "_int_mm", garbage)
+    assert torch.equal(case.run("int_mm"), expected)
+
+
+def test_the_library_is_given_the_strides_of_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch._int_mm
+
+    def strict(a: Tensor, b: Tensor) -> Tensor:
+        assert a.stride() == (8, 1)
+        assert b.stride() == (1, 8)
+        return real(a, b)
+
+    monkeypatch.setattr(torch, "_int_mm", strict)
+    values = torch.arange(16.0).reshape(8, 2).T[:1]
+    weight = torch.ones(2, 8, dtype=torch.int8).as_strided((1, 8), (1, 1))
+    assert int_mm._by_library(values, weight, 1).tolist() == [[56]]
+
+
 @pytest.mark.parametrize("rows", [1, 16, 32, 33])
 def test_few_rows_are_made_more_for_cuda(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     seen = []

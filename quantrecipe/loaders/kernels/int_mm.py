@@ -102,7 +102,7 @@ def _products(call: LinearCall, values: Tensor, weight: Tensor) -> Iterator[tupl
     """Columns of the result, and what codes and weight make there before scaling, exactly."""
     if call.device.type == "cuda":
         yield slice(0, call.out_features), _by_library(values, weight, _CUDA_ROWS)
-    elif call.in_features <= _LONGEST and multiplies(torch.int8):
+    elif 1 < call.in_features <= _LONGEST and multiplies(torch.int8):
         yield slice(0, call.out_features), _by_library(values, weight, 1)
     else:
         yield from _in_float32(values, weight)
@@ -112,7 +112,16 @@ def _by_library(values: Tensor, weight: Tensor, multiple: int) -> Tensor:
     """int32 ``[rows, out]``; rows of zeros make up what is missing to a multiple."""
     rows = values.shape[0]
     codes = functional.pad(values.to(torch.int8), (0, 0, 0, -rows % multiple))
-    return torch._int_mm(codes, weight.T)[:rows]
+    return torch._int_mm(_row_major(codes), _row_major(weight).T)[:rows]
+
+
+def _row_major(matrix: Tensor) -> Tensor:
+    """The same numbers, with the strides that a matrix of this shape has by rows.
+
+    The stride of a dimension of size one may be anything, and the library on CPUs believes it: it
+    reads past the end of a single row whose stride is 1. With one feature no strides help it.
+    """
+    return matrix.contiguous().as_strided(matrix.shape, (matrix.shape[1], 1))
 
 
 def _in_float32(values: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
