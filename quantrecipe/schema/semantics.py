@@ -75,23 +75,59 @@ def lock_problems(lock: Object, layouts: Collection[str]) -> Iterator[Problem]:
 
 def statistics_problems(statistics: Object) -> Iterator[Problem]:
     """What is wrong with the header of a statistics file beyond its structure."""
+    yield from _bins(statistics)
+    modules = _table(statistics, "modules")
+    for part, names in modules.items():
+        yield from _listed_twice(names, child("/modules", part))
+    for part, groups in _table(statistics, "siblings").items():
+        yield from _sibling_groups(groups, modules.get(part), child("/siblings", part))
+    holds = statistics.get("holds")
+    yield from _listed_twice(holds, "/holds")
+    if isinstance(holds, list) and holds and "input_absmax" not in holds:
+        yield Problem("no-absmax", "every file holds 'input_absmax'", pointer="/holds")
+
+
+def _bins(statistics: Object) -> Iterator[Problem]:
+    before = None
     for index, entry in _entries(statistics, "timesteps"):
         start, stop = entry.get("start"), entry.get("stop")
-        if _is_number(start) and _is_number(stop) and start >= stop:
-            yield Problem(
-                "empty-range",
-                f"the bin from {start} to {stop} is empty",
-                "A bin holds start <= t < stop.",
-                pointer=f"/timesteps/{index}",
-            )
-    for part, modules in _table(statistics, "modules").items():
-        seen: set[str] = set()
-        for index, name in enumerate(modules if isinstance(modules, list) else []):
+        if not (_is_number(start) and _is_number(stop)):
+            continue
+        pointer = f"/timesteps/{index}"
+        if start >= stop:
+            message = f"the bin from {start} to {stop} is empty"
+            yield Problem("empty-range", message, "A bin holds start <= t < stop.", pointer=pointer)
+        elif before is not None and start < before:
+            message = f"the bin starts at {start}, before the end of an earlier one at {before}"
+            yield Problem("disordered-bins", message, "Bins ascend, apart.", pointer=pointer)
+        before = stop if before is None else max(before, stop)
+
+
+def _listed_twice(names: Any, pointer: str) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for index, name in enumerate(names if isinstance(names, list) else []):
+        if not isinstance(name, str):
+            continue
+        if name in seen:
+            message = f"{name!r} is listed twice"
+            yield Problem("duplicate-name", message, pointer=child(pointer, index))
+        seen.add(name)
+
+
+def _sibling_groups(groups: Any, modules: Any, pointer: str) -> Iterator[Problem]:
+    known = {name for name in modules if isinstance(name, str)} if isinstance(modules, list) else ()
+    seen: set[str] = set()
+    for index, group in enumerate(groups if isinstance(groups, list) else []):
+        for place, name in enumerate(group if isinstance(group, list) else []):
             if not isinstance(name, str):
                 continue
-            if name in seen:
-                pointer = child(child("/modules", part), index)
-                yield Problem("duplicate-name", f"{name!r} is listed twice", pointer=pointer)
+            where = child(child(pointer, index), place)
+            if name not in known:
+                message = f"{name!r} is not among the modules of the part"
+                yield Problem("unknown-module", message, pointer=where)
+            elif name in seen:
+                message = f"{name!r} is a sibling twice"
+                yield Problem("duplicate-name", message, pointer=where)
             seen.add(name)
 
 
