@@ -46,7 +46,9 @@ def describe_scheme(name: str, scheme: Scheme) -> str:
         )
     if scheme.smoothing is not None:
         smoothing = scheme.smoothing
-        pieces.append(f"{smoothing.kind} alpha {smoothing.alpha:g} applied {smoothing.apply}")
+        alpha = " or ".join(f"{each:g}" for each in smoothing.candidates)
+        power = ", powers of two" if smoothing.power_of_two else ""
+        pieces.append(f"{smoothing.kind} alpha {alpha} applied {smoothing.apply}{power}")
     return f"{name}: {'; '.join(pieces)}"
 
 

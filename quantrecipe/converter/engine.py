@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -15,9 +15,10 @@ from typing import Final
 from quantrecipe.checkpoint import Journal, OutputFiles, SourceReader, Staging
 from quantrecipe.converter.devices import CPU
 from quantrecipe.converter.digesting import OutputDigests, SourceDigests
-from quantrecipe.converter.executors import ExecutorError
+from quantrecipe.converter.executors import call_each
+from quantrecipe.converter.factors import Factors
 from quantrecipe.converter.keeping import Done, Keeper
-from quantrecipe.converter.protocol import DEFAULT_BLOCK_BYTES, Converter, Progress, silent
+from quantrecipe.converter.protocol import DEFAULT_BLOCK_BYTES, Progress, silent
 from quantrecipe.converter.resuming import JOURNAL_NAME, Earlier
 from quantrecipe.converter.units import Unit
 from quantrecipe.converter.workers import Workers, available_cores
@@ -31,9 +32,6 @@ from quantrecipe.converter.working import (
 )
 from quantrecipe.schema.lock import OutputFile
 from quantrecipe.schema.plan import Plan
-
-# Assignments handed to an executor and not done; more would only hold futures.
-_OUTSTANDING: Final = 256
 
 # What the disk is asked to read before it is needed, beyond a unit for each worker.
 _UNITS_AHEAD: Final = 6
@@ -108,7 +106,8 @@ class Worked:
 def work(
     plan: Plan,
     units: Sequence[Unit],
-    converter: Converter,
+    setup: Setup,
+    factors: Factors,
     staging: Staging,
     earlier: Earlier,
     means: Means,
@@ -118,7 +117,8 @@ def work(
     Args:
         plan: what to do; its files are laid out.
         units: all units of it.
-        converter: who does it.
+        setup: what the workers are told.
+        factors: of all modules that are smoothed.
         staging: where.
         earlier: what is done already, and still there.
         means: how.
@@ -144,9 +144,8 @@ def work(
             outputs.done(result)
             means.progress(units[result.index].source_bytes, units[result.index].of.name)
         left = [unit for unit in units if unit.index not in results]
-        setup = Setup.of(plan, converter, staging.folder, means.numbers_at_a_time)
         run = _run_elsewhere if means.executor is not None else _run_here
-        for result in run(setup, left, output, means):
+        for result in run(setup, left, factors, output, means):
             unit = units[result.index]
             results[result.index] = result
             whole = outputs.done(result)
@@ -166,7 +165,7 @@ def _done(result: UnitResult, unit: Unit, whole: frozenset[str], *, synced: bool
 
 
 def _run_here(
-    setup: Setup, units: Sequence[Unit], output: OutputFiles, means: Means
+    setup: Setup, units: Sequence[Unit], factors: Factors, output: OutputFiles, means: Means
 ) -> Iterator[UnitResult]:
     """On threads of this process."""
     devices, telling = cycle(means.devices), Lock()
@@ -177,7 +176,9 @@ def _run_here(
             means.progress(count, name)
 
     with one_thread(), SourceReader(setup.files) as reader:
-        workers = Workers(means.workers, lambda: UnitWorker(setup, reader, output, next(devices)))
+        workers = Workers(
+            means.workers, lambda: UnitWorker(setup, reader, output, factors, next(devices))
+        )
         distance = means.workers + _UNITS_AHEAD
         ahead = [*units[distance:], *(None for _ in units[:distance])]
         tasks: list[Callable[[UnitWorker], UnitResult]] = [
@@ -188,31 +189,14 @@ def _run_here(
 
 
 def _run_elsewhere(
-    setup: Setup, units: Sequence[Unit], output: OutputFiles, means: Means
+    setup: Setup, units: Sequence[Unit], factors: Factors, output: OutputFiles, means: Means
 ) -> Iterator[UnitResult]:
     """By an executor; results as they come."""
     assert means.executor is not None
     names = {unit.index: unit for unit in units}
-    assignments = iter(assign(setup, units, means.devices))
-    waiting: set[Future[list[UnitResult]]] = set()
-    try:
-        while True:
-            for assignment in islice(assignments, _OUTSTANDING - len(waiting)):
-                waiting.add(means.executor.submit(perform, assignment))
-            if not waiting:
-                return
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            failed = [future for future in finished if future.exception() is not None]
-            for future in finished.difference(failed):
-                for result in future.result():
-                    unit = names[result.index]
-                    means.progress(unit.source_bytes, unit.of.name)
-                    yield result
-            for future in failed:
-                future.result()
-    except BrokenExecutor as error:
-        what = f"a worker died, and its work was not done again: {error}"
-        raise ExecutorError(what) from error
-    finally:
-        for future in waiting:
-            future.cancel()
+    assignments = assign(setup, units, factors, means.devices)
+    for results in call_each(means.executor, perform, assignments):
+        for result in results:
+            unit = names[result.index]
+            means.progress(unit.source_bytes, unit.of.name)
+            yield result

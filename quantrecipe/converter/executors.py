@@ -8,18 +8,32 @@ is there already. Reading that text imports neither of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeVar, get_args
 
 from quantrecipe.converter.workers import available_cores
 from quantrecipe.schema.problems import InvalidInput, Problem, QuantrecipeError, did_you_mean
 
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
 Kind = Literal["threads", "ray", "dask"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+# Calls handed to an executor and not done; more would only hold futures.
+_OUTSTANDING: Final = 256
 
 _HOST_AND_PORT: Final = r"[^\s/]+:[0-9]{1,5}"
 _ADDRESSES: Final[Mapping[Kind, re.Pattern[str]]] = MappingProxyType(
@@ -114,6 +128,38 @@ def open_executor(spec: str | ExecutorSpec, jobs: int | None = None) -> Iterator
 
             with open_dask(chosen.address, count) as pool, _closing(pool):
                 yield pool
+
+
+def call_each(
+    executor: Executor, function: Callable[[Argument], Result], arguments: Iterable[Argument]
+) -> Iterator[Result]:
+    """Call a function with each argument; results as they come.
+
+    On leaving, what waits is cancelled.
+
+    Raises:
+        ExecutorError: a worker died, and its work was not done again.
+    """
+    remaining = iter(arguments)
+    waiting: set[Future[Result]] = set()
+    try:
+        while True:
+            for argument in islice(remaining, _OUTSTANDING - len(waiting)):
+                waiting.add(executor.submit(function, argument))
+            if not waiting:
+                return
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            failed = [future for future in finished if future.exception() is not None]
+            for future in finished.difference(failed):
+                yield future.result()
+            for future in failed:
+                future.result()
+    except BrokenExecutor as error:
+        what = f"a worker died, and its work was not done again: {error}"
+        raise ExecutorError(what) from error
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 @contextmanager

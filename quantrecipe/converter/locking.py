@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from quantrecipe import __version__
 from quantrecipe.converter.checking import ModuleResult
 from quantrecipe.converter.engine import Worked
+from quantrecipe.converter.factors import Factors
 from quantrecipe.converter.protocol import Converter
 from quantrecipe.schema.canonical import lock_digest
 from quantrecipe.schema.lock import (
     Lock,
+    LockedGroup,
     LockedModule,
     LockedOther,
     LockedTensor,
@@ -33,6 +35,7 @@ def make_lock(
     plan: Plan,
     converter: Converter,
     results: tuple[ModuleResult, ...],
+    factors: Factors,
     worked: Worked,
     sidecars: Mapping[str, bytes],
 ) -> Lock:
@@ -42,6 +45,7 @@ def make_lock(
         plan: what was to be done.
         converter: who did it.
         results: the modules, measured.
+        factors: of every group that is smoothed.
         worked: what was written, with digests.
         sidecars: every other file that is written, by path, but for the lock.
     """
@@ -83,8 +87,17 @@ def make_lock(
             for path, content in sorted(sidecars.items())
         ),
         sha256="0" * 64,
+        **_locked_groups(factors),
     )
     return unsigned.model_copy(update={"sha256": lock_digest(unsigned.to_json_value())})
+
+
+def _locked_groups(factors: Factors) -> dict[str, Any]:
+    groups = tuple(
+        LockedGroup(part=group.part, modules=group.modules, alpha=group.alpha)
+        for group in factors.groups
+    )
+    return {"smoothing_groups": groups} if groups else {}
 
 
 def _locked_module(module: PlannedModule, digests: Digests, **measured: Any) -> LockedModule:

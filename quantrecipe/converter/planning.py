@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from quantrecipe.checkpoint import open_parts, read_header
+from quantrecipe.converter.measured import statistics_tensor
 from quantrecipe.converter.selection import check_capabilities, find_converter
 from quantrecipe.converter.standalone import LOADER_NAME, loader_source
 from quantrecipe.schema.document import STDIN, Document, parse_text, read_parsed
@@ -17,9 +18,10 @@ from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import recipe_text
-from quantrecipe.schema.statistics import STATISTICS_KEY
-from quantrecipe.schema.tensors import TensorInfo
-from quantrecipe.schema.validation import examine_text, located
+from quantrecipe.schema.siblings import Siblings, differing, smoothing_groups
+from quantrecipe.schema.statistics import STATISTICS_KEY, Statistics
+from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
+from quantrecipe.schema.validation import examine_text, load_statistics_header, located
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,7 @@ def plan(
         check_capabilities(loaded.recipe, find_converter(converter))
         root = _source_root(loaded, source)
         parts = open_parts(root, loaded.recipe.source.parts)
-        planned = make_plan(loaded.recipe, parts, _statistics_path(loaded))
-        _check_statistics(planned)
+        planned = _with_statistics(make_plan(loaded.recipe, parts, _statistics_path(loaded)))
         if loaded.recipe.target.emit_loader:
             emitted = {LOADER_NAME: loader_source(planned)}
             return replace(planned, extra_files={**planned.extra_files, **emitted})
@@ -141,12 +142,19 @@ def _statistics_pointer(scheme: str | None) -> str:
     return f"/schemes/{scheme}/smoothing/statistics"
 
 
-def _check_statistics(planned: Plan) -> None:
-    """Every module that is to be smoothed was measured, in as many channels as it has."""
+def _with_statistics(planned: Plan) -> Plan:
+    """The plan, with the siblings that calibration found where the recipe names none.
+
+    Every module that is to be smoothed was measured, in as many channels as it has; tokens were
+    kept where they are needed.
+
+    Raises:
+        InvalidInput: with every problem of the statistics file.
+    """
     path = planned.statistics
     smoothed = [module for module in planned.modules if module.smoothing is not None]
     if path is None or not smoothed:
-        return
+        return planned
     pointer = _statistics_pointer(smoothed[0].scheme)
     if not path.exists():
         raise InvalidInput(
@@ -158,9 +166,10 @@ def _check_statistics(planned: Plan) -> None:
                 pointer=pointer,
             )
         )
-    header = read_header(path)
+    file = read_header(path)
     problems = []
-    if STATISTICS_KEY not in header.metadata:
+    said: Statistics | None = None
+    if STATISTICS_KEY not in file.metadata:
         problems.append(
             Problem(
                 "not-statistics",
@@ -169,13 +178,64 @@ def _check_statistics(planned: Plan) -> None:
                 file=str(path),
             )
         )
+    else:
+        said = load_statistics_header(file.metadata[STATISTICS_KEY], str(path))
     for module in smoothed:
-        name = statistics_tensor(module, header.tensors)
-        message = _not_measured(module, header.tensors.get(name))
+        name = statistics_tensor(module, file.tensors)
+        message = _not_measured(module, file.tensors.get(name))
         if message is not None:
             problems.append(Problem("statistics-mismatch", message, file=str(path), tensor=name))
+    if said is not None and planned.recipe.siblings is None:
+        siblings = tuple(_found_siblings(planned, said))
+        problems += differing(siblings, planned.modules)
+        groups = smoothing_groups(planned.modules, siblings)
+        planned = replace(planned, smoothing_groups=groups)
+    problems += _no_tokens(planned, file)
     if problems:
         raise InvalidInput(problems)
+    return planned
+
+
+def _found_siblings(planned: Plan, said: Statistics) -> Iterator[Siblings]:
+    """The siblings of a statistics file, by the names that the plan calls modules."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for module in planned.modules:
+        for name in {module.name, module.source.renamed_from or module.name}:
+            names.setdefault((module.part, name), []).append(module.name)
+    for part, groups in said.siblings.items():
+        for group in groups:
+            found = sorted({new for name in group for new in names.get((part, name), ())})
+            if len(found) > 1:
+                yield Siblings(part, tuple(found))
+
+
+def _no_tokens(planned: Plan, file: SourceFileInfo) -> Iterator[Problem]:
+    """Groups whose alpha is to be chosen, and of which no tokens to do so by were kept."""
+    modules = {(module.part, module.name): module for module in planned.modules}
+    for group in planned.smoothing_groups:
+        if len(group.smoothing.candidates) == 1:
+            continue
+        members = [modules[group.part, name] for name in group.modules]
+        names = [statistics_tensor(module, file.tensors, "input_tokens") for module in members]
+        kept = [file.tensors[name] for name in names if name in file.tensors]
+        if not kept:
+            yield Problem(
+                "no-tokens",
+                f"no tokens were kept of {members[0].name!r} of part {group.part!r}, and alpha is "
+                "chosen by them",
+                hint="Measure again and keep tokens, or give alpha as a number.",
+                pointer=f"/schemes/{members[0].scheme}/smoothing/alpha/search",
+                file=str(file.path),
+            )
+        channels = members[0].source.in_features
+        for info in kept[:1]:
+            right = len(info.shape) == 2 and info.shape[0] > 0 and info.shape[1] == channels
+            if not right or info.dtype not in ("float32", "bfloat16"):
+                message = (
+                    f"{info.dtype} {list(info.shape)}, expected float32 or bfloat16 "
+                    f"[tokens, {channels}]"
+                )
+                yield Problem("statistics-mismatch", message, file=str(file.path), tensor=info.name)
 
 
 def _not_measured(module: PlannedModule, info: TensorInfo | None) -> str | None:
@@ -190,20 +250,3 @@ def _not_measured(module: PlannedModule, info: TensorInfo | None) -> str | None:
     if info.dtype != "float32" or info.shape[0] == 0:
         return f"{info.dtype} {list(info.shape)}, expected float32 [bins, {channels}]"
     return None
-
-
-def statistics_tensor(module: PlannedModule, measured: Container[str]) -> str:
-    """The name of a module's input maxima in a statistics file.
-
-    Where a target layout renames or splits a module, they may be those of the source's module: its
-    pieces have the same input.
-
-    Args:
-        module: the module.
-        measured: the tensors that the file has.
-    """
-    own = f"{module.part}/{module.name}/input_absmax"
-    original = module.source.renamed_from
-    if original is None or own in measured:
-        return own
-    return f"{module.part}/{original}/input_absmax"

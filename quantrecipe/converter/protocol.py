@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from torch import Tensor
+
 from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter.units import Unit
 from quantrecipe.formats import RowErrors
@@ -37,7 +39,10 @@ class Job:
         write: takes the bytes of each tensor that the unit writes (``unit.ranges``), by role, each
             from its first byte to its last, in as many pieces as there are. A byte too many is a
             ``ValueError``, one too few is noticed at the end.
-        statistics: the statistics file, where a scheme smooths.
+        factors: of a module that is smoothed, else ``None``: float32 ``[in]``, on the CPU, the same
+            for all units of the module. Columns of the weight are multiplied by them; they are
+            written as they are where the unit has a role ``smoothing``.
+        statistics: the statistics file, where a scheme names one.
         block_bytes: about how many bytes of float32 numbers to hold at a time; at least one row (or
             one row of blocks) is held whatever it says. It never changes what is written.
         compiled: whether compiled loops are worth starting for a source of this size.
@@ -49,6 +54,7 @@ class Job:
     unit: Unit
     reader: SourceReader
     write: Write
+    factors: Tensor | None = None
     statistics: Path | None = None
     block_bytes: int = DEFAULT_BLOCK_BYTES
     compiled: bool = False

@@ -9,8 +9,6 @@ from quantrecipe import __version__
 from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import check_scales, naming
-from quantrecipe.converter.smoothing import smoothquant_factors
-from quantrecipe.converter.streaming import read_input_absmax
 from quantrecipe.formats import cast, dequantize, quantize, row_errors, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.memory import as_memory
@@ -34,6 +32,9 @@ class ReferenceConverter:
             content = _read_bytes(job.reader, of.source)
             job.write("other", memoryview(content)[unit.start : unit.stop])
             return None
+        if "smoothing" in unit.ranges():
+            assert job.factors is not None
+            job.write("smoothing", as_memory(job.factors))
         for role, part in unit.ranges().items():
             if role == "bias" or of.copied:
                 start = part.position - of.outputs[role].offset
@@ -51,11 +52,8 @@ def _convert(job: Job, module: PlannedModule) -> ErrorSums | None:
             job.write("weight", as_memory(cast(weight, module.weight.format)[rows]))
             return None
         weight = to_float32(weight)
-        if module.smoothing is not None and job.statistics is not None:
-            inputs = read_input_absmax(job.statistics, module)
-            factors = smoothquant_factors(inputs, weight.abs().amax(0), module.smoothing.alpha)
-            job.write("smoothing", as_memory(factors))
-            weight = weight * factors
+        if job.factors is not None:
+            weight = weight * job.factors
         quantized = quantize(weight, module.weight)
     assert quantized.scale is not None
     height, _ = module.weight.group_shape(*weight.shape)

@@ -13,6 +13,8 @@ from quantrecipe.checkpoint.durable import output_error
 from quantrecipe.converter.checking import check_bounds, module_results
 from quantrecipe.converter.devices import CPU, check_devices
 from quantrecipe.converter.engine import Means, Worked, work
+from quantrecipe.converter.factor_stage import FACTORS_NAME, find_factors
+from quantrecipe.converter.factors import Factors
 from quantrecipe.converter.locking import make_lock
 from quantrecipe.converter.planning import RecipeLike, open_recipe, plan
 from quantrecipe.converter.protocol import Converter, Progress, silent
@@ -27,7 +29,7 @@ from quantrecipe.converter.resuming import (
 from quantrecipe.converter.selection import find_converter
 from quantrecipe.converter.sidecars import Sidecar, find_sidecars
 from quantrecipe.converter.units import Unit, cut
-from quantrecipe.converter.working import BrokenConverter
+from quantrecipe.converter.working import BrokenConverter, Setup
 from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.lock import LOCK_NAME, RECIPE_NAME, Lock
 from quantrecipe.schema.plan import Plan
@@ -134,11 +136,11 @@ def carry_out(
         try:
             earlier = take_up(staging, record, resume=resume, notice=notice)
             units = cut(planned)
-            worked = _work(planned, units, converter, staging, earlier, means, notice)
+            factors, worked = _work(planned, units, converter, staging, earlier, means, notice)
             results = module_results(planned, units, worked.units, converter)
             check_bounds(planned, results)
             small = _small_files(planned, sidecars)
-            lock = make_lock(planned, converter, results, worked, small)
+            lock = make_lock(planned, converter, results, factors, worked, small)
             small[LOCK_NAME] = document_bytes(lock.to_json_value())
             for path, content in small.items():
                 _put(staging.folder, path, content)
@@ -165,14 +167,21 @@ def _work(
     earlier: Earlier,
     means: Means,
     notice: Notice,
-) -> Worked:
+) -> tuple[Factors, Worked]:
     lay_out(planned.files, staging.folder)
     if earlier.units:
         there = still_there(staging.folder, units, earlier, means.workers)
         earlier = Earlier({result.index: result for result in there}, earlier.sources)
         notice(f"going on: {len(earlier.units):,} of {len(units):,} units were done")
     staging.keep = bool(earlier.units)
-    return work(planned, units, converter, staging, earlier, means)
+
+    def keep() -> None:
+        staging.keep = True
+
+    setup = Setup.of(planned, converter, staging.folder, means.numbers_at_a_time)
+    journal = staging.root / FACTORS_NAME
+    factors = find_factors(planned, units, setup, means, journal, keep)
+    return factors, work(planned, units, setup, factors, staging, earlier, means)
 
 
 def _may_succeed_later(error: BaseException) -> bool:

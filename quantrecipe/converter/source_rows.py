@@ -7,6 +7,7 @@ from torch import Tensor
 
 from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter.buffers import Buffers
+from quantrecipe.converter.devices import Device
 from quantrecipe.converter.refusals import check_scales, naming
 from quantrecipe.formats import get_format, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
@@ -72,6 +73,12 @@ class SourceRows:
         """
         plain = isinstance(self.module.weight, PlainWeight)
         return self.codes(start, stop), None if plain else self.scales(start, stop)
+
+    def stored_on(self, device: Device, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """As ``stored``, on a device."""
+        codes, scales = self.stored(start, stop)
+        moved = None if scales is None else device.take("scales in", scales)
+        return device.take("codes in", codes), moved
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows as float32, ``[rows, in]``; valid until the next call.

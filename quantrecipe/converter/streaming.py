@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from quantrecipe import __version__
-from quantrecipe.checkpoint import SourceReader, read_header
 from quantrecipe.converter.devices import CPU, Device
-from quantrecipe.converter.planning import statistics_tensor
 from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import naming
-from quantrecipe.converter.smoothing import smoothquant_factors
-from quantrecipe.converter.source_rows import SourceRows, read_slice
+from quantrecipe.converter.source_rows import SourceRows
 from quantrecipe.converter.units import row_blocks, row_multiple
 from quantrecipe.formats import RowErrors, cast, get_format
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.memory import as_memory
-from quantrecipe.formats.refusals import first_index
 from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.capabilities import BUILT_IN
 from quantrecipe.schema.lock import Role
 from quantrecipe.schema.plan import PlannedModule, PlannedOther
-from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight
 from quantrecipe.schema.tensors import TensorInfo
 
@@ -71,6 +65,9 @@ class _Work:
         if "bias" in module.outputs and self.unit.first:
             bias = module.source.tensors["bias"]
             self._copy("bias", bias, 0, bias.nbytes)
+        if "smoothing" in module.outputs and self.unit.first:
+            assert self.job.factors is not None
+            self.job.write("smoothing", as_memory(self.job.factors))
         if isinstance(module.weight, PlainWeight):
             self._cast(module, module.weight)
             return None
@@ -108,22 +105,18 @@ class _Work:
             self.job.write("weight", as_memory(target))
             self._advance(module, stop - start)
 
-    def _stored(self, rows: SourceRows, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """A block as the source stores it, on the device."""
-        codes, scales = rows.stored(start, stop)
-        moved = None if scales is None else self.device.take("scales in", scales)
-        return self.device.take("codes in", codes), moved
-
     def _quantize(self, module: PlannedModule, weight: AnyScaledWeight) -> ErrorSums:
         rows, source = self._rows(module), module.source.tensors["weight"]
         transform = block_transform(module.source.weight, weight, prefer_compiled=self.job.compiled)
-        factors = self._smoothing_factors(module, rows, transform)
+        factors = self.job.factors
+        if factors is not None:
+            factors = factors.to(self.device.name)
         whole = weight.granularity == "tensor"
         scale = self._tensor_scale(module, weight, rows, transform, factors) if whole else None
         errors: list[RowErrors] = []
         for start, stop in self._blocks(module):
             shape = (stop - start, rows.columns)
-            stored = self._stored(rows, start, stop)
+            stored = rows.stored_on(self.device, start, stop)
             memory = self.device.memory
             codes = memory.view("codes out", shape, get_format(weight).code_dtype)
             if not whole:
@@ -152,51 +145,10 @@ class _Work:
         amax: Tensor | None = None
         for start, stop in self._blocks(module):
             with naming(module.source.tensors["weight"], start):
-                largest = transform.absmax(*self._stored(rows, start, stop), factors)
+                largest = transform.absmax(*rows.stored_on(self.device, start, stop), factors)
             amax = largest if amax is None else torch.maximum(amax, largest)
         assert amax is not None
         with naming(module.source.tensors["weight"]):
             scale = get_format(weight).scales(amax, weight)
         self.job.write("weight_scale", as_memory(scale.cpu()))
         return scale
-
-    def _smoothing_factors(
-        self, module: PlannedModule, rows: SourceRows, transform: BlockTransform
-    ) -> Tensor | None:
-        smoothing, statistics = module.smoothing, self.job.statistics
-        if smoothing is None or statistics is None:
-            return None
-        weight_absmax = torch.zeros(rows.columns, device=self.device.name)
-        for start, stop in self._blocks(module):
-            with naming(module.source.tensors["weight"], start):
-                transform.column_absmax(*self._stored(rows, start, stop), weight_absmax)
-        inputs = read_input_absmax(statistics, module)
-        factors = smoothquant_factors(inputs, weight_absmax.cpu(), smoothing.alpha)
-        if smoothing.apply == "online":
-            self.job.write("smoothing", as_memory(factors))
-        return factors.to(self.device.name)
-
-
-def read_input_absmax(statistics: Path, module: PlannedModule) -> Tensor:
-    """The largest absolute input of each channel over all timestep bins, float32 ``[in]``.
-
-    Raises:
-        InvalidInput: a maximum is negative or no finite number: it was not measured.
-    """
-    header = read_header(statistics)
-    info = header.tensors[statistics_tensor(module, header.tensors)]
-    values = torch.empty(info.shape, dtype=torch.float32)
-    with SourceReader([header]) as reader:
-        read_slice(reader, info, 0, info.shape, values)
-    index = first_index(~(values.isfinite() & (values >= 0)))
-    if index is not None:
-        raise InvalidInput(
-            Problem(
-                "bad-statistics",
-                f"{float(values[index])} at index {list(index)} is no absolute maximum",
-                hint="Measure again, or take the smoothing out of the scheme.",
-                file=str(statistics),
-                tensor=info.name,
-            )
-        )
-    return values.amax(0)

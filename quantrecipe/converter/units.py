@@ -107,8 +107,7 @@ class Unit:
 def cut(plan: Plan, unit_bytes: int = UNIT_BYTES) -> tuple[Unit, ...]:
     """Every unit of a plan, in the order of the source: modules and tensors as their files go on.
 
-    A module that needs all of its weight at once (a scale for the whole tensor, smoothing factors)
-    is one unit.
+    A module that needs all of its weight at once (a scale for the whole tensor) is one unit.
     """
     pieces: list[tuple[PlannedModule | PlannedOther, int, int]] = []
     for module in plan.modules:
@@ -153,7 +152,7 @@ def row_blocks(
 def _can_be_cut(module: PlannedModule) -> bool:
     weights = [module.source.weight, module.weight]
     whole = any(isinstance(one, ScaledWeight) and one.granularity == "tensor" for one in weights)
-    return module.smoothing is None and not whole
+    return not whole
 
 
 def _range(output: PlannedTensor, start: int, stop: int) -> Range:

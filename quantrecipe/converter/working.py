@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import xxhash
 
 from quantrecipe import __version__
 from quantrecipe.checkpoint import OutputFiles, SourceReader
+from quantrecipe.converter.factors import Factors
 from quantrecipe.converter.protocol import Converter, ErrorSums, Job, Progress, silent
 from quantrecipe.converter.units import Unit
 from quantrecipe.formats.transform import COMPILED_PAYS_FROM_BYTES
@@ -138,15 +140,22 @@ class UnitWorker:
         setup: see there.
         reader: the source.
         output: the files of the output.
+        factors: of all smoothed modules among them.
         device: where to compute.
     """
 
     def __init__(
-        self, setup: Setup, reader: SourceReader, output: OutputFiles, device: str
+        self,
+        setup: Setup,
+        reader: SourceReader,
+        output: OutputFiles,
+        factors: Factors,
+        device: str,
     ) -> None:
         self._setup = setup
         self._reader = reader
         self._output = output
+        self._factors = factors
         self._device = device
         self._converter = setup.converter()
 
@@ -179,6 +188,7 @@ class UnitWorker:
             unit=unit,
             reader=self._reader,
             write=writer.write,
+            factors=self._factors.of(unit.of.part, unit.of.name),
             statistics=setup.statistics,
             block_bytes=setup.block_bytes,
             compiled=setup.compiled,
@@ -201,6 +211,7 @@ class Assignment:
 
     setup: Setup
     units: tuple[Unit, ...]
+    factors: Factors
     device: str
 
 
@@ -211,13 +222,9 @@ def perform(assignment: Assignment) -> list[UnitResult]:
         InvalidInput, OutputError, SourceError: as ``UnitWorker.perform``.
     """
     setup = assignment.setup
-    if setup.version != __version__:
-        raise OutputError(
-            f"a worker has quantrecipe {__version__}, and {setup.version} made the plan\n"
-            "  Install the same version on every machine."
-        )
+    check_version(setup)
     with one_thread(), SourceReader(setup.files) as reader, OutputFiles(setup.folder) as output:
-        worker = UnitWorker(setup, reader, output, assignment.device)
+        worker = UnitWorker(setup, reader, output, assignment.factors, assignment.device)
         ahead = [*assignment.units[1:], None]
         results = [
             worker.perform(unit, following=following)
@@ -227,18 +234,39 @@ def perform(assignment: Assignment) -> list[UnitResult]:
     return results
 
 
-def assign(setup: Setup, units: Iterable[Unit], devices: tuple[str, ...]) -> Iterator[Assignment]:
-    """Hand out units in runs of about ``ASSIGNMENT_BYTES``, to one device after the other."""
+def check_version(setup: Setup) -> None:
+    """Refuse work that another version of this package planned.
+
+    Raises:
+        OutputError: with both versions.
+    """
+    if setup.version != __version__:
+        raise OutputError(
+            f"a worker has quantrecipe {__version__}, and {setup.version} made the plan\n"
+            "  Install the same version on every machine."
+        )
+
+
+def in_runs(units: Iterable[Unit]) -> Iterator[tuple[Unit, ...]]:
+    """Units in runs of about ``ASSIGNMENT_BYTES``."""
     run: list[Unit] = []
-    size = number = 0
+    size = 0
     for unit in units:
         run.append(unit)
         size += unit.source_bytes
         if size >= ASSIGNMENT_BYTES:
-            yield Assignment(setup, tuple(run), devices[number % len(devices)])
-            run, size, number = [], 0, number + 1
+            yield tuple(run)
+            run, size = [], 0
     if run:
-        yield Assignment(setup, tuple(run), devices[number % len(devices)])
+        yield tuple(run)
+
+
+def assign(
+    setup: Setup, units: Iterable[Unit], factors: Factors, devices: tuple[str, ...]
+) -> Iterator[Assignment]:
+    """Hand out units in runs, each with the factors of its modules, to one device after another."""
+    for run, device in zip(in_runs(units), cycle(devices), strict=False):
+        yield Assignment(setup, run, factors.for_units(run), device)
 
 
 @contextmanager

@@ -69,9 +69,9 @@ class _Renaming:
         """What something of this name is called; itself, where no entry fits."""
         segments = name.split(".")
         for pattern, mapping in self.mappings:
-            captured = _captured(pattern, segments)
-            if captured is not None:
-                self.renamed[name] = tuple(_filled(mapping, captured))
+            stars = captured(pattern, segments)
+            if stars is not None:
+                self.renamed[name] = tuple(_filled(mapping, stars))
                 return self.renamed[name]
         return (name,)
 
@@ -138,8 +138,13 @@ class _Renaming:
         )
 
 
-def _captured(pattern: Sequence[str], segments: Sequence[str]) -> list[str] | None:
-    """What each ``*`` stands for, or ``None`` where the name does not fit."""
+def captured(pattern: Sequence[str], segments: Sequence[str]) -> list[str] | None:
+    """What each ``*`` stands for, or ``None`` where the name does not fit.
+
+    Args:
+        pattern: the segments of a name, in which ``*`` stands for any one segment.
+        segments: those of the name.
+    """
     if len(pattern) != len(segments):
         return None
     found = []
@@ -151,9 +156,9 @@ def _captured(pattern: Sequence[str], segments: Sequence[str]) -> list[str] | No
     return found
 
 
-def _filled(mapping: NameMapping, captured: Sequence[str]) -> Iterator[str]:
+def _filled(mapping: NameMapping, stars: Sequence[str]) -> Iterator[str]:
     for name in mapping.into:
-        values = iter(captured)
+        values = iter(stars)
         yield ".".join(next(values) if each == "*" else each for each in name.split("."))
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from quantrecipe.schema.base import Model, Name, NonEmpty, PartName, Sha256, VersionOne, Xxh3
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.schemes import DynamicActivation, SmoothQuant, Weight
+from quantrecipe.schema.schemes import DynamicActivation, SmoothQuant, Strength, Weight
 
 LOCK_VERSION = 1
 LOCK_NAME = "recipe.lock.json"
@@ -108,6 +108,17 @@ class LockedModule(Model):
     """Absent where nothing was rounded."""
 
 
+class LockedGroup(Model):
+    """Modules that share their smoothing factors."""
+
+    part: PartName
+    modules: Annotated[tuple[str, ...], NonEmpty]
+    """Their names, sorted; one, if it has no siblings that are smoothed."""
+
+    alpha: Strength
+    """The alpha that their factors were computed with: the recipe's, or the one that was chosen."""
+
+
 class LockedOther(Model):
     """A tensor that belongs to no module."""
 
@@ -135,6 +146,9 @@ class Lock(Model):
     outputs: tuple[OutputFile, ...]
     modules: tuple[LockedModule, ...]
     others: tuple[LockedOther, ...]
+    smoothing_groups: Annotated[tuple[LockedGroup, ...], NonEmpty] | None = None
+    """Every smoothed module, in one group each; absent where nothing is smoothed."""
+
     sidecars: tuple[OutputFile, ...]
     """Every other file that was written, but for this one: recipe, index of shards, configuration,
     tokenizer. In the order of their paths."""
@@ -157,6 +171,7 @@ __all__ = [
     "RECIPE_NAME",
     "Disposition",
     "Lock",
+    "LockedGroup",
     "LockedModule",
     "LockedOther",
     "LockedTensor",

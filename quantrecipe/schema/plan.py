@@ -98,6 +98,23 @@ class PlannedOther:
 
 
 @dataclass(frozen=True, slots=True)
+class SmoothingGroup:
+    """Modules of one part that share their smoothing factors.
+
+    Attributes:
+        part: whose.
+        modules: their names, sorted; one, if it has no siblings that are smoothed.
+        unsmoothed: siblings that are not smoothed; their weights have no part in the factors.
+        smoothing: as the schemes of all of them say.
+    """
+
+    part: str
+    modules: tuple[str, ...]
+    unsmoothed: tuple[str, ...]
+    smoothing: SmoothQuant
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything a converter has to know; nothing in it depends on time, machine or worker.
 
@@ -108,6 +125,7 @@ class Plan:
         parts: the source, by its headers.
         modules: in order of part and name.
         others: likewise.
+        smoothing_groups: every smoothed module in one of them; in order of part and first name.
         files: the output files, down to every offset.
         extra_files: further small files with their bytes (a shard index, a loader), by path.
         statistics: the statistics file, where a scheme smooths.
@@ -121,6 +139,7 @@ class Plan:
     parts: tuple[SourcePart, ...]
     modules: tuple[PlannedModule, ...]
     others: tuple[PlannedOther, ...]
+    smoothing_groups: tuple[SmoothingGroup, ...]
     files: tuple[OutputFilePlan, ...]
     extra_files: Mapping[str, bytes]
     statistics: Path | None

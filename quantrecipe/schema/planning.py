@@ -24,7 +24,8 @@ from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.quantization_config import config_path
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import resolve_layout
-from quantrecipe.schema.selection import select
+from quantrecipe.schema.selection import module_names, select
+from quantrecipe.schema.siblings import Siblings, differing, smoothing_groups, tie
 from quantrecipe.schema.tensors import OutputFilePlan, SourceFileInfo, SourcePart
 
 __all__ = ["METADATA_KEY", "check_selection", "make_plan", "recipe_metadata"]
@@ -80,6 +81,12 @@ class _Planner:
             draft for name, found in contents.items() for draft in drafter.drafts(name, found)
         ]
         problems += drafter.refused
+        ties = tie(
+            self.recipe.siblings or (),
+            {name: module_names(found) for name, found in contents.items()},
+        )
+        problems += ties.problems
+        problems += differing(ties.siblings, (d.module for d in drafts if d.module is not None))
         problems += self._check_target()
         problems += self._check_names(drafts)
         if not problems:
@@ -88,7 +95,7 @@ class _Planner:
             raise InvalidInput(problems)
         warnings = [*drafter.dropped]
         warnings += [conflict for part in self.parts for conflict in conflicts(part)]
-        return self._place(drafts, tuple(warnings))
+        return self._place(drafts, ties.siblings, tuple(warnings))
 
     def _check_modules(self, contents: Mapping[str, PartContents]) -> Iterator[Problem]:
         for name, found in contents.items():
@@ -189,7 +196,9 @@ class _Planner:
                     tensor=tensor.name,
                 )
 
-    def _place(self, drafts: Sequence[Draft], warnings: tuple[Problem, ...]) -> Plan:
+    def _place(
+        self, drafts: Sequence[Draft], siblings: Iterable[Siblings], warnings: tuple[Problem, ...]
+    ) -> Plan:
         sha256 = recipe_digest(self.recipe)
         files: list[OutputFilePlan] = []
         extra: dict[str, bytes] = {}
@@ -224,6 +233,7 @@ class _Planner:
             parts=self.parts,
             modules=tuple(modules),
             others=tuple(others),
+            smoothing_groups=smoothing_groups(modules, siblings),
             files=tuple(files),
             extra_files=extra,
             statistics=self.statistics,

@@ -21,7 +21,7 @@ from quantrecipe.schema.base import (
     VersionOne,
 )
 from quantrecipe.schema.dtypes import PlainDType
-from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.layout import Layout, MappedName
 from quantrecipe.schema.schemes import Scheme
 
 RECIPE_VERSION = 1
@@ -190,6 +190,11 @@ class Recipe(Model):
 
     protected: tuple[Protected, ...] = ()
     """Looked at before any rule."""
+
+    siblings: tuple[Annotated[tuple[MappedName, ...], Field(min_length=2)], ...] | None = None
+    """Modules that have the same input and share their smoothing factors: names in which a segment
+    may be ``*`` as a whole. The names of one list are tied where their ``*`` stand for the same.
+    Absent: those that the statistics file names; an empty list: none."""
 
     target: Target
     """What is written."""

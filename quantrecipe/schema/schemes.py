@@ -6,11 +6,12 @@ plan needs that from headers alone. How numbers become codes lives in ``quantrec
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field
+from pydantic import Discriminator, Field, Tag
 
-from quantrecipe.schema.base import Model, SourcePath, Yes
+from quantrecipe.schema.base import Model, NonEmpty, SourcePath, Yes
 from quantrecipe.schema.dtypes import PlainDType
 
 Float8Name = Literal["float8_e4m3fn", "float8_e5m2"]
@@ -173,12 +174,41 @@ class DynamicActivation(Model):
     """Zero is code 0; there is no zero point."""
 
 
+Strength = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class AlphaSearch(Model):
+    """A choice of strengths: for each group of siblings, whichever does least harm."""
+
+    search: Annotated[tuple[Strength, ...], NonEmpty, Field(max_length=64)]
+    """The candidates. Taken is the one with the least squared error of the quantized product on the
+    tokens that the statistics file keeps (``input_tokens``); of equals, the smallest."""
+
+
+def _alpha_type(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return "number"
+    return "object" if isinstance(value, Mapping | Model) else None
+
+
+Alpha = Annotated[
+    Annotated[Strength, Tag("number")] | Annotated[AlphaSearch, Tag("object")],
+    Discriminator(_alpha_type),
+]
+
+
 class SmoothQuant(Model):
-    """Factors ``max|X_j|^alpha / max|W_j|^(1 - alpha)`` per input (arXiv 2211.10438, eq. 4)."""
+    """Factors ``max|X_j|^alpha / max|W_j|^(1 - alpha)`` per input (arXiv 2211.10438, eq. 4).
+
+    Both maxima are over all siblings: modules that share their input share their factors.
+    """
 
     kind: Literal["smoothquant"]
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)]
-    """How much of the difficulty moves from activations (1) to weights (0)."""
+    alpha: Alpha
+    """How much of the difficulty moves from activations (1) to weights (0); or what to choose from,
+    group by group."""
 
     apply: SmoothingPlacement
     """``online``: the loader divides activations by the stored factors. ``fold``: they go into the
@@ -186,6 +216,17 @@ class SmoothQuant(Model):
 
     statistics: SourcePath
     """The statistics file with the measured input maxima, relative to the recipe."""
+
+    power_of_two: bool = False
+    """Whether factors are rounded to the nearest power of two, by ratio: then dividing by them and
+    multiplying by them rounds nothing."""
+
+    @property
+    def candidates(self) -> tuple[float, ...]:
+        """The values of alpha to choose from, the smallest first; one where nothing is chosen."""
+        if isinstance(self.alpha, AlphaSearch):
+            return tuple(sorted(self.alpha.search))
+        return (self.alpha,)
 
 
 class Scheme(Model):

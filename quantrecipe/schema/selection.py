@@ -79,7 +79,7 @@ def select(recipe: Recipe, contents: Mapping[str, PartContents]) -> Selection:
     taken: dict[tuple[str, str], Taken] = {}
     problems: list[Problem] = []
     for part, found in contents.items():
-        for name in _names(found):
+        for name in module_names(found):
             for entry in entries:
                 pattern = entry.patterns.matches(name) if entry.holds_for(part) else None
                 if pattern is None:
@@ -95,7 +95,7 @@ def select(recipe: Recipe, contents: Mapping[str, PartContents]) -> Selection:
     return Selection(taken, tuple(problems))
 
 
-def _names(found: PartContents) -> list[str]:
+def module_names(found: PartContents) -> list[str]:
     """The modules of a part, in the order of their names.
 
     What is broken counts as well: the checkpoint is at fault there, not the patterns.
@@ -168,7 +168,7 @@ def _dead_pattern(
     for part, found in contents.items():
         if not entry.holds_for(part):
             continue
-        for name in _names(found):
+        for name in module_names(found):
             owner = taken.get((part, name))
             if owner is None or alone.matches(name) is None:
                 continue
@@ -190,7 +190,7 @@ def _near_miss(
 ) -> str:
     modules: set[str] = set()
     for part, found in contents.items():
-        names = _names(found)
+        names = module_names(found)
         if not entry.holds_for(part):
             elsewhere = next((name for name in names if alone.matches(name) is not None), None)
             if elsewhere is not None:

@@ -31,6 +31,8 @@ def recipe_problems(recipe: Object, layouts: Collection[str]) -> Iterator[Proble
         layouts: the layouts that are known by name.
     """
     yield from _schemes(recipe)
+    yield from _alphas(recipe)
+    yield from _siblings(recipe)
     yield from _parts(recipe)
     yield from _patterns(recipe)
     yield from _counts(recipe)
@@ -157,6 +159,50 @@ def _schemes(recipe: Object) -> Iterator[Problem]:
                     "Remove it, or give it to a rule.",
                     pointer=child("/schemes", name),
                 )
+
+
+def _alphas(recipe: Object) -> Iterator[Problem]:
+    for name, scheme in _table(recipe, "schemes").items():
+        alpha = _table(_table(scheme, "smoothing"), "alpha") if isinstance(scheme, dict) else {}
+        candidates = alpha.get("search")
+        seen: set[float] = set()
+        for place, value in enumerate(candidates if isinstance(candidates, list) else []):
+            if _is_number(value) and value in seen:
+                pointer = f"{child('/schemes', name)}/smoothing/alpha/search/{place}"
+                yield Problem("duplicate-value", f"{value} is listed twice", pointer=pointer)
+            if _is_number(value):
+                seen.add(value)
+
+
+def _siblings(recipe: Object) -> Iterator[Problem]:
+    lists = recipe.get("siblings")
+    if not isinstance(lists, list) or not lists:
+        return
+    schemes = _table(recipe, "schemes").values()
+    if not any(isinstance(scheme, dict) and scheme.get("smoothing") for scheme in schemes):
+        yield Problem(
+            "unused-siblings",
+            "no scheme smooths, and siblings share nothing but smoothing factors",
+            "Remove them, or give a scheme its smoothing.",
+            pointer="/siblings",
+        )
+    for index, names in enumerate(lists):
+        seen: dict[str, int] = {}
+        for place, name in enumerate(names if isinstance(names, list) else []):
+            if not isinstance(name, str):
+                continue
+            pointer = f"/siblings/{index}/{place}"
+            stars = name.split(".").count("*")
+            if name in seen:
+                yield Problem("duplicate-name", f"{name!r} is listed twice", pointer=pointer)
+            elif seen and stars != next(iter(seen.values())):
+                yield Problem(
+                    "uneven-stars",
+                    f"{name!r} has {stars} '*', and {next(iter(seen))!r} has another number",
+                    "Modules are siblings where the '*' of their names stand for the same.",
+                    pointer=pointer,
+                )
+            seen.setdefault(name, stars)
 
 
 def _parts(recipe: Object) -> Iterator[Problem]:

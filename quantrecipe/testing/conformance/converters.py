@@ -7,6 +7,7 @@ from pathlib import Path
 
 from quantrecipe.checkpoint import OutputFiles, SourceReader, lay_out
 from quantrecipe.converter import Converter, Means, carry_out, plan
+from quantrecipe.converter.factor_stage import find_factors
 from quantrecipe.converter.units import cut
 from quantrecipe.converter.working import BrokenConverter, Setup, UnitWorker
 from quantrecipe.schema.plan import Plan
@@ -58,10 +59,12 @@ def _in_small_units(converter: Converter, planned: Plan, case: Case, folder: Pat
     folder.mkdir()
     lay_out(planned.files, folder)
     setup = Setup.of(planned, converter, folder, block_bytes=1)
+    units = cut(planned, unit_bytes=1)
+    factors = find_factors(planned, units, setup, Means(jobs=1))
     try:
         with SourceReader(planned.source_files) as reader, OutputFiles(folder) as output:
-            worker = UnitWorker(setup, reader, output, "cpu")
-            for unit in cut(planned, unit_bytes=1):
+            worker = UnitWorker(setup, reader, output, factors, "cpu")
+            for unit in units:
                 worker.perform(unit)
     except BrokenConverter as broken:
         yield f"cut into units: {broken.fault}"

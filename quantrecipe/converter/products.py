@@ -1,0 +1,194 @@
+"""How far quantizing both sides of a product leads, on tokens that were kept.
+
+A choice among candidates must not depend on the order in which a matrix product adds up, which is
+another on each device and for each size of block. So products are exact: both sides are rounded to
+whole numbers of so few bits that float64 holds every sum of their products. What that rounds away
+is about ``2^-18`` of the largest number of a row, far less than any format here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantrecipe.converter.devices import Device
+from quantrecipe.converter.refusals import naming
+from quantrecipe.converter.source_rows import SourceRows
+from quantrecipe.converter.units import row_blocks, row_multiple
+from quantrecipe.formats import dequantize, get_format, quantize
+from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.error import sums_of_squares
+from quantrecipe.formats.transform import BlockTransform, block_transform
+from quantrecipe.schema.plan import PlannedModule
+from quantrecipe.schema.schemes import (
+    AnyScaledWeight,
+    DynamicActivation,
+    Float8Channel,
+    Float8Tensor,
+    Int8Channel,
+    Int8Tensor,
+    PlainWeight,
+)
+from quantrecipe.schema.tensors import TensorInfo
+
+_FLOAT64_BITS: Final = 53
+
+
+class ProductErrors:
+    """The output error of one module for each of several smoothing factors.
+
+    ``sum (x W^T - Q(x / s) Q(W diag(s))^T)^2`` over tokens and output features, with the scheme's
+    own quantizers of weights and activations.
+
+    Args:
+        module: the module.
+        rows: its weight.
+        tokens: float32 ``[tokens, in]``, finite.
+        measured_as: the tensor that they were read from.
+        candidates: float32 ``[candidates, in]``, the factors.
+        device: where to compute.
+        block_bytes: about how many bytes of float32 weights to hold at a time.
+        compiled: whether compiled loops are worth starting.
+    """
+
+    def __init__(
+        self,
+        module: PlannedModule,
+        rows: SourceRows,
+        tokens: Tensor,
+        measured_as: TensorInfo,
+        candidates: Tensor,
+        device: Device,
+        block_bytes: int,
+        *,
+        compiled: bool,
+    ) -> None:
+        assert not isinstance(module.weight, PlainWeight)
+        self._module = module
+        self._weight: AnyScaledWeight = module.weight
+        self._rows = rows
+        self._device = device
+        self._block_bytes = block_bytes
+        self._tokens = tokens.to(device.name)
+        self._measured_as = measured_as
+        self._candidates = candidates.to(device.name)
+        self._transform: BlockTransform = block_transform(
+            PlainWeight(format="float32"), module.weight, prefer_compiled=compiled
+        )
+
+    def sums(self, check: Callable[[], None]) -> list[float]:
+        """The error of each candidate: exactly rounded sums, whatever the blocks.
+
+        Args:
+            check: called now and then; raises if the work is to end.
+
+        Raises:
+            InvalidInput: a number of the weight, or of a token divided by a factor, is not finite.
+        """
+        scales = self._tensor_scales(check)
+        tokens = _Whole.of(self._tokens)
+        errors: list[list[float]] = [[] for _ in self._candidates]
+        for start, block in self._blocks():
+            check()
+            exact = _Whole.of(block).times(tokens)
+            for place, factors in enumerate(self._candidates):
+                with naming(self._module.source.tensors["weight"], start):
+                    stored = self._stored(block, factors, scales[place])
+                with naming(self._measured_as):
+                    inputs = _as_quantized(self._tokens / factors, self._module.activation)
+                found = _Whole.of(stored).times(_Whole.of(inputs))
+                errors[place] += sums_of_squares((exact - found).float()).tolist()
+        return [math.fsum(each) for each in errors]
+
+    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of the weight in float32, on the device, each with its first row."""
+        module = self._module
+        multiple = math.lcm(row_multiple(module.source.weight), row_multiple(self._weight))
+        rows = module.source.out_features
+        for start, stop in row_blocks(0, rows, self._rows.columns, multiple, self._block_bytes):
+            yield start, self._device.take("rows", self._rows.read(start, stop))
+
+    def _tensor_scales(self, check: Callable[[], None]) -> Sequence[Tensor | None]:
+        """For each candidate the scale of the whole weight, where it has but one."""
+        if self._weight.granularity != "tensor":
+            return [None] * len(self._candidates)
+        largest = torch.zeros(len(self._candidates), 1, 1, device=self._device.name)
+        for start, block in self._blocks():
+            check()
+            for place, factors in enumerate(self._candidates):
+                with naming(self._module.source.tensors["weight"], start):
+                    found = self._transform.absmax(block, None, factors)
+                torch.maximum(largest[place], found, out=largest[place])
+        with naming(self._module.source.tensors["weight"]):
+            return [get_format(self._weight).scales(each, self._weight) for each in largest]
+
+    def _stored(self, block: Tensor, factors: Tensor, scale: Tensor | None) -> Tensor:
+        """A block as its codes and scales mean it, float32 ``[rows, in]``."""
+        memory, fmt = self._device.memory, get_format(self._weight)
+        codes = memory.view("codes out", tuple(block.shape), fmt.code_dtype)
+        if scale is None:
+            grid = self._weight.scale_grid(*block.shape)
+            scale = memory.view("scales out", grid, TORCH_DTYPES[self._weight.scale_dtype])
+        self._transform(block, None, factors, codes, scale)
+        return fmt.decode(codes, scale, self._weight)
+
+
+def _as_quantized(x: Tensor, activation: DynamicActivation | None) -> Tensor:
+    """Inputs as a loader's activation codes mean them: by token, the format of weights by row.
+
+    Args:
+        x: float32 ``[tokens, in]``.
+        activation: as the scheme says; one scale for the whole input means for all of ``x`` here.
+    """
+    if activation is None:
+        return x
+    by_token = activation.granularity == "token"
+    spec: AnyScaledWeight
+    if activation.format == "int8":
+        spec = (
+            Int8Channel(format="int8", granularity="channel")
+            if by_token
+            else Int8Tensor(format="int8", granularity="tensor")
+        )
+    else:
+        spec = (
+            Float8Channel(format=activation.format, granularity="channel")
+            if by_token
+            else Float8Tensor(format=activation.format, granularity="tensor")
+        )
+    found = quantize(x, spec)
+    return dequantize(found.codes, found.scale, spec)
+
+
+class _Whole:
+    """Rows of numbers as whole numbers times a power of two for each row.
+
+    Attributes:
+        numbers: float64 ``[rows, columns]``, whole.
+        units: float64 ``[rows]``, powers of two.
+    """
+
+    def __init__(self, numbers: Tensor, units: Tensor) -> None:
+        self.numbers = numbers
+        self.units = units
+
+    @classmethod
+    def of(cls, block: Tensor) -> _Whole:
+        """Rounded to nearest, so that float64 holds the sum of any two rows' products."""
+        columns = block.shape[1]
+        bits = (_FLOAT64_BITS - math.ceil(math.log2(columns))) // 2
+        _, exponents = np.frexp(block.abs().amax(1).cpu().numpy())
+        powers = exponents.astype(np.int64) - bits
+        units = torch.from_numpy(np.ldexp(1.0, powers)).to(block.device)
+        inverse = torch.from_numpy(np.ldexp(1.0, -powers)).to(block.device)
+        return cls(block.double().mul_(inverse[:, None]).round_(), units)
+
+    def times(self, other: _Whole) -> Tensor:
+        """The product of each row with each row of another, float64, exact."""
+        product = self.numbers @ other.numbers.T
+        return product.mul_(self.units[:, None]).mul_(other.units)
