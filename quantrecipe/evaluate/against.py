@@ -211,12 +211,15 @@ class _Against:
             self._bias(source, output)
 
     def _quantized(self, locked: LockedModule, weight: AnyScaledWeight, info: TensorInfo) -> None:
+        said = locked.weight
+        quantizer = said.quantizer if isinstance(said, ScaledWeight) else weight.quantizer
         found = prove_bound(
             self.source,
             self.output,
             locked.name,
             locked.part,
             self.block_bytes,
+            quantizer,
             prefer_compiled=self.compiled,
         )
         self.problems += found.problems

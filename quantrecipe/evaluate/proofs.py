@@ -11,11 +11,12 @@ from torch import Tensor
 
 from quantrecipe.formats import Unrepresentable, get_format, sqnr_db
 from quantrecipe.formats.base import WeightFormat
+from quantrecipe.formats.clip_search import candidate_scales
 from quantrecipe.formats.proof import Proven, TargetNonFinite, block_proof
 from quantrecipe.loaders import Checkpoint
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.problems import InvalidInput, Problem
-from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
+from quantrecipe.schema.schemes import ClipSearch, PlainWeight, Quantizer, ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
 
 
@@ -41,6 +42,7 @@ def prove_bound(
     name: str,
     part: str,
     block_bytes: int,
+    quantizer: Quantizer,
     *,
     prefer_compiled: bool = False,
 ) -> Measured:
@@ -50,14 +52,16 @@ def prove_bound(
     is decoded from codes and scales as stored. Errors are compared in float64.
 
     A bound alone would prove little of a scale that is too small, since it allows for what is
-    clipped; so scales are held to the source's absolute maxima, bit by bit.
+    clipped; so scales are held to the source's absolute maxima, bit by bit: each must be one that
+    the quantizer chooses from. Which of them has the least error is not asked, since that may take
+    statistics that nobody kept.
 
     Raises:
         InvalidInput: a number of the source or the output is not finite.
     """
     original, module = source.module(name, part), output.module(name, part)
-    spec = module.weight
-    assert isinstance(spec, ScaledWeight)
+    assert isinstance(module.weight, ScaledWeight)
+    spec = module.weight.model_copy(update={"quantizer": quantizer})
     prove = block_proof(original.weight, spec, prefer_compiled=prefer_compiled)
     proof = _Proof(module, spec, get_format(spec))
     factors = None
@@ -149,14 +153,19 @@ class _Proof:
         )
 
     def _check_scales(self, amax: Tensor, scale: Tensor, first: int) -> None:
-        wanted = self.fmt.scales(amax, self.spec)
-        differs = wanted != scale
-        if not self.wrong_scale and bool(differs.any()):
+        differs = torch.ones_like(scale, dtype=torch.bool)
+        for candidate in candidate_scales(amax, self.fmt, self.spec):
+            differs &= candidate != scale
+            if not bool(differs.any()):
+                return
+        if not self.wrong_scale:
             row, column = (int(index) for index in differs.nonzero()[0])
+            unclipped = float(self.fmt.scales(amax, self.spec)[row, column])
+            searched = isinstance(self.spec.quantizer, ClipSearch)
             self.wrong_scale = (
                 f"the scale at [{first + row}, {column}] of its grid is "
                 f"{float(scale[row, column])!r}, and the source's largest weight there makes it "
-                f"{float(wanted[row, column])!r}"
+                f"{unclipped!r}{', or that times a clip ratio' if searched else ''}"
             )
 
     def _problems(self) -> Iterator[Problem]:

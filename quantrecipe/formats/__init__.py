@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quantrecipe.formats.base import Quantized, WeightFormat, Workspace
+from quantrecipe.formats.clip_search import choose_scales
 from quantrecipe.formats.error import RowErrors, sqnr_db
 from quantrecipe.formats.error import row_errors as _row_errors
 from quantrecipe.formats.float8 import E4M3FN, E5M2
@@ -63,8 +64,16 @@ def get_format(spec: ScaledWeight | str) -> WeightFormat:
     return fmt
 
 
-def quantize(weight: Tensor, spec: PlainWeight | ScaledWeight) -> Quantized:
+def quantize(
+    weight: Tensor, spec: PlainWeight | ScaledWeight, importance: Tensor | None = None
+) -> Quantized:
     """A whole weight ``[out, in]`` of a plain dtype as ``spec`` stores it.
+
+    Args:
+        weight: the weight.
+        spec: how it shall be stored.
+        importance: what each column's squared errors count for the quantizer, float32 ``[in]``;
+            ``None``: all the same.
 
     Raises:
         InvalidInput: ``spec`` cannot take this shape, or (``Unrepresentable``) a value in it.
@@ -77,7 +86,7 @@ def quantize(weight: Tensor, spec: PlainWeight | ScaledWeight) -> Quantized:
         raise InvalidInput(Problem("shape-refused", f"the weight cannot be stored so: {reason}"))
     fmt = get_format(spec)
     values = to_float32(weight)
-    scale = fmt.scales(fmt.measure(values, spec), spec)
+    scale = choose_scales(values, fmt, spec, importance)
     return Quantized(fmt.encode(values, scale, spec), scale)
 
 

@@ -48,6 +48,8 @@ _LANES: Final = 1024
 # Columns worked on at a time: w, then errors in its place, codes and the lanes stay in L1, and a
 # lane is read and written once for four columns.
 _CHUNK: Final = 4 * _LANES
+# Columns after which a candidate of a search may be given up.
+_SEARCHED: Final = 512
 _LARGEST: Final = (np.float32(127.0), np.float32(448.0), np.float32(57344.0))
 
 
@@ -481,6 +483,118 @@ def transform(
                 return np.float32(REFUSED)
     # An infinite error: a code is beyond float32, or a scale that was given is far too small.
     return np.float32(REFUSED) if worst == np.float32(np.inf) else worst
+
+
+@_inlined
+def _weighted_errors(errors: _Floats, counts: _Doubles, unit: Any) -> Any:
+    """The sum of ``clip_search``'s terms, whole numbers; adds them up in any order."""
+    rounding = np.float64(2.0**52)
+    none = np.float64(2.0**52).view(np.int64)
+    total = np.int64(0)
+    for j in range(len(errors)):
+        off = np.float64(errors[j]) * unit
+        term = min(off * off, np.float64(1)) * counts[j]
+        total += np.float64(term + rounding).view(np.int64) - none
+    return total
+
+
+@_inlined
+def _search_group(
+    kind: int,
+    w: NDArray[np.float32],
+    start: int,
+    candidates: _Floats,
+    counts: _Doubles,
+    unit: Any,
+    scratch: Any,
+) -> Any:
+    """The scale of the least weighted error, the first of several; ``w`` are all numbers of it.
+
+    A candidate is given up as soon as it has lost.
+    """
+    errors, codes = scratch
+    rows, width = w.shape[0], len(counts)
+    least, chosen = np.int64(2**62), candidates[0]
+    for scale in candidates:
+        total = np.int64(0)
+        for i in range(rows):
+            for left in range(0, width, _SEARCHED):
+                right = min(left + _SEARCHED, width)
+                off = errors[: right - left]
+                off[:] = w[i, start + left : start + right]
+                _encode_group(kind, off, scale, codes[: right - left])
+                total += _weighted_errors(off, counts[left:right], unit)
+                if total >= least:
+                    break
+            if total >= least:
+                break
+        if total < least:
+            least, chosen = total, scale
+    return chosen
+
+
+@_cached()
+def clip_search(
+    kind_in: int,
+    codes_in: _Bytes,
+    scales_in: _Floats,
+    height_in: int,
+    width_in: int,
+    factors: _Floats,
+    kind_out: int,
+    scale_dtype: int,
+    ratios: _Floats,
+    counts: _Doubles,
+    scales_out: _Floats,
+    height: int,
+    width: int,
+) -> bool:
+    """The scales of one row block by ``formats.clip_search``.
+
+    Args:
+        kind_in: of ``KINDS``; this and what follows as in ``transform``.
+        codes_in: ``[rows, in * itemsize]``.
+        scales_in: the grid of the source's scales.
+        height_in: rows that share one.
+        width_in: columns that share one.
+        factors: ``[in]``, or empty.
+        kind_out: of ``KINDS``, one of the 8-bit ones.
+        scale_dtype: of ``KINDS``; candidates are rounded to it.
+        ratios: the clip ratios, from 1 downwards.
+        counts: ``[in]``, from ``clip_search.column_weights``.
+        scales_out: receives the grid of the chosen scales.
+        height: rows that share one.
+        width: columns that share one.
+
+    Returns:
+        False for a block with a number that the plain path refuses.
+    """
+    rows, columns = len(codes_in), len(counts)
+    w = np.empty((min(height, rows), columns), np.float32)
+    maxima = np.empty(scales_out.shape[1], np.int32)
+    candidates, largest_code = np.empty(len(ratios), np.float32), _LARGEST[kind_out - INT8]
+    scratch = np.empty(_SEARCHED, np.float32), np.empty(_SEARCHED, np.uint8)
+    for top in range(0, rows, height):
+        bottom = min(top + height, rows)
+        maxima[:] = 0
+        for i in range(top, bottom):
+            scales = scales_in[i // height_in]
+            row = w[i - top]
+            if not _decode_row(kind_in, codes_in[i], scales, width_in, factors, row, maxima, width):
+                return False
+        for group in range(len(maxima)):
+            amax = _number(maxima[group])
+            for c in range(len(ratios)):
+                candidates[c] = _stored_scale(amax * ratios[c], largest_code, scale_dtype)
+            if candidates[0] == np.float32(np.inf):
+                return False
+            left, right = group * width, min((group + 1) * width, columns)
+            exponent = np.float64(amax).view(np.int64) & np.int64(0x7FF << 52)
+            unit = np.int64(np.int64(2045 << 52) - exponent).view(np.float64)
+            scales_out[top // height, group] = _search_group(
+                kind_out, w[: bottom - top], left, candidates, counts[left:right], unit, scratch
+            )
+    return True
 
 
 @_inlined

@@ -10,17 +10,19 @@ tensor of another device. Sums of errors have one order too (``error.sums_of_squ
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from quantrecipe.formats import get_format
+from quantrecipe.formats.clip_search import choose_scales, column_weights
+from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.error import RowErrors, row_errors
 from quantrecipe.formats.kernels import BlockSource, Scratch, decode_block, load_kernels, takes
 from quantrecipe.formats.scaled import SCALE_DTYPES
-from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight
+from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, ClipSearch
 
 COMPILED_PAYS_FROM_BYTES: Final = 1_000_000_000
 """Bytes of source weights from which the compiled path is worth starting.
@@ -46,6 +48,7 @@ class BlockTransform(Protocol):
         factors: Tensor | None,
         codes_out: Tensor,
         scales_out: Tensor,
+        importance: Tensor | None = None,
     ) -> RowErrors:
         """Decode, multiply by the smoothing factors, choose scales, encode, measure the error.
 
@@ -56,6 +59,8 @@ class BlockTransform(Protocol):
             codes_out: receives the target's codes.
             scales_out: receives the target's scales. For granularity ``tensor`` it is read: the
                 scale of the weight, from ``absmax`` over all blocks.
+            importance: what each column's squared errors count for the quantizer, float32 ``[in]``;
+                ``None``: all the same.
 
         Raises:
             NonFinite: a number of the source is none; carries its row and column in the block.
@@ -114,12 +119,16 @@ class PlainTransform:
         factors: Tensor | None,
         codes_out: Tensor,
         scales_out: Tensor,
+        importance: Tensor | None = None,
     ) -> RowErrors:
         weight = self._decode(codes_in, scales_in, factors)
         fmt, target, workspace = self._format, self.target, self._scratch.steps
         given = target.granularity == "tensor"
         if not given:
-            scales_out.copy_(fmt.scales(fmt.measure(weight, target), target))
+            scales = choose_scales(
+                weight, fmt, target, importance, codes=codes_out, workspace=workspace
+            )
+            scales_out.copy_(scales)
         fmt.encode(weight, scales_out, target, codes_out, workspace=workspace, checked=given)
         # What has just been encoded are numbers: nothing waits for the device to say so.
         return row_errors(weight, codes_out, scales_out, fmt, target, workspace, checked=False)
@@ -153,6 +162,11 @@ class CompiledTransform:
         self._code_dtype = get_format(plain.target).code_dtype
         self._scale_dtype = SCALE_DTYPES[plain.target.scale_dtype]
         self._source = BlockSource(plain.source, kernels.KINDS[plain.source.format])
+        self._itemsize = TORCH_DTYPES[plain.source.format].itemsize
+        quantizer = plain.target.quantizer
+        self._ratios = (
+            np.array(quantizer.ratios(), np.float32) if isinstance(quantizer, ClipSearch) else None
+        )
 
     def __call__(
         self,
@@ -161,13 +175,15 @@ class CompiledTransform:
         factors: Tensor | None,
         codes_out: Tensor,
         scales_out: Tensor,
+        importance: Tensor | None = None,
     ) -> RowErrors:
         block = self._source.arguments(codes_in, scales_in, factors)
         scales = self._scales(codes_in, codes_out, scales_out)
-        if block is not None and scales is not None:
+        if block is not None and scales is not None and self._search(block, scales, importance):
             rows, columns = codes_in.shape
             signal, noise = np.empty(rows), np.empty(rows)
-            phase = self._kernels.ENCODE if self._given else self._kernels.MEASURE
+            chosen = self._given or self._ratios is not None
+            phase = self._kernels.ENCODE if chosen else self._kernels.MEASURE
             target = self._target
             worst = self._kernels.transform(
                 *block,
@@ -185,7 +201,28 @@ class CompiledTransform:
                 if not self._given:
                     scales_out.copy_(scales)
                 return RowErrors(torch.from_numpy(signal), torch.from_numpy(noise), float(worst))
-        return self._plain(codes_in, scales_in, factors, codes_out, scales_out)
+        return self._plain(codes_in, scales_in, factors, codes_out, scales_out, importance)
+
+    def _search(self, block: tuple[Any, ...], scales: Tensor, importance: Tensor | None) -> bool:
+        """Choose ``scales`` by search, if they are; false if the plain path shall look at it."""
+        if self._ratios is None:
+            return True
+        kernels, target, codes = self._kernels, self._target, block[1]
+        rows, columns = codes.shape[0], codes.shape[1] // self._itemsize
+        if importance is not None and not takes(importance, torch.float32, (columns,)):
+            return False
+        group = target.group_shape(rows, columns)
+        counts = column_weights(importance, torch.empty(0, columns), group)
+        found: bool = kernels.clip_search(
+            *block,
+            kernels.KINDS[target.format],
+            kernels.KINDS[target.scale_dtype],
+            self._ratios,
+            counts.numpy(),
+            scales.numpy(),
+            *group,
+        )
+        return found
 
     def absmax(self, codes_in: Tensor, scales_in: Tensor | None, factors: Tensor | None) -> Tensor:
         block = self._source.arguments(codes_in, scales_in, factors)

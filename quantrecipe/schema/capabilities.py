@@ -54,6 +54,7 @@ BUILT_IN = Capabilities(
     },
     activations=frozenset({"int8", "float8_e4m3fn"}),
     smoothing=frozenset({"online"}),
+    quantizers=frozenset({"absmax", "clip-search"}),
 )
 """All that this package's own converters and loaders can do."""
 

@@ -30,6 +30,34 @@ class Absmax(Model):
     kind: Literal["absmax"]
 
 
+class ClipSearch(Model):
+    """Scale of the least squared error: ``stored(c amax / largest code)`` for the best of a grid.
+
+    Each scaling group takes a clip ratio ``c`` of ``1, ..., min_clip_ratio``, in equal steps. A
+    ratio below 1 clips the group's largest numbers and rounds all others more finely.
+    """
+
+    kind: Literal["clip-search"]
+
+    min_clip_ratio: Annotated[float, Field(ge=0.1, lt=1.0)] = 0.5
+    """The smallest clip ratio."""
+
+    steps: Annotated[int, Field(ge=1, le=256)] = 32
+    """How many equal steps lead from 1 to the smallest ratio."""
+
+    statistics: SourcePath | None = None
+    """A statistics file, relative to the recipe: errors of a column are weighed by the mean square
+    of its input. Absent: all columns weigh the same."""
+
+    def ratios(self) -> tuple[float, ...]:
+        """The clip ratios, from 1 downwards."""
+        steps, least = self.steps, self.min_clip_ratio
+        return tuple((steps - step + step * least) / steps for step in range(steps + 1))
+
+
+Quantizer = Annotated[Absmax | ClipSearch, Discriminator("kind")]
+
+
 class PlainWeight(Model):
     """Numbers without a scale, rounded to nearest, ties to even."""
 
@@ -53,7 +81,7 @@ class ScaledWeight(Model):
     scale_dtype: ScaleDType = "float32"
     """The dtype scales are stored in; codes are computed from the stored scale."""
 
-    quantizer: Absmax = Absmax(kind="absmax")
+    quantizer: Quantizer = Absmax(kind="absmax")
     """How scales are chosen. It never changes what a reader must know."""
 
     def scale_grid(self, out_features: int, in_features: int) -> tuple[int, int]:
@@ -243,3 +271,20 @@ class Scheme(Model):
 
     description: str | None = None
     """For people; no tool reads it."""
+
+    def statistics(self) -> dict[str, str]:
+        """The statistics files that it names, by the JSON pointer inside the scheme."""
+        found = {}
+        if self.smoothing is not None:
+            found["/smoothing/statistics"] = self.smoothing.statistics
+        weighed_by = second_moments(self.weight)
+        if weighed_by is not None:
+            found["/weight/quantizer/statistics"] = weighed_by
+        return found
+
+
+def second_moments(weight: AnyWeight) -> str | None:
+    """The statistics file whose second moments the weight's quantizer weighs errors by."""
+    if isinstance(weight, ScaledWeight) and isinstance(weight.quantizer, ClipSearch):
+        return weight.quantizer.statistics
+    return None

@@ -159,6 +159,21 @@ def _schemes(recipe: Object) -> Iterator[Problem]:
                     "Remove it, or give it to a rule.",
                     pointer=child("/schemes", name),
                 )
+    for name in schemes:
+        weight = _table(_table(schemes, name), "weight")
+        yield from _quantizer(weight, f"{child('/schemes', name)}/weight/quantizer")
+
+
+def _quantizer(weight: Object, pointer: str) -> Iterator[Problem]:
+    kind = _table(weight, "quantizer").get("kind")
+    if kind == "clip-search" and weight.get("granularity") == "tensor":
+        yield Problem(
+            "quantizer-unsupported",
+            "clip-search chooses the scales of a block of rows from that block, and a tensor's one "
+            "scale needs all of it",
+            "Choose a finer granularity, or the quantizer absmax.",
+            pointer=pointer,
+        )
 
 
 def _alphas(recipe: Object) -> Iterator[Problem]:

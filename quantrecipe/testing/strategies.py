@@ -68,6 +68,7 @@ def weight_specs(
     scale_dtypes: Sequence[str] = SCALE_DTYPES,
     group_sizes: st.SearchStrategy[int] = _GROUP_SIZES,
     block_sizes: st.SearchStrategy[tuple[int, int]] = _BLOCK_SIZES,
+    quantizers: Sequence[str] = ("absmax",),
 ) -> AnyWeight:
     """How a weight may be stored.
 
@@ -77,6 +78,7 @@ def weight_specs(
         scale_dtypes: to choose from.
         group_sizes: columns of a group; 4 unless said otherwise.
         block_sizes: rows and columns of a block; 3 and 5 unless said otherwise.
+        quantizers: to choose from where there is more than one scale; absmax unless said otherwise.
     """
     document: dict[str, Any] = {"format": draw(st.sampled_from(formats))}
     if document["format"] in SCALED:
@@ -86,7 +88,18 @@ def weight_specs(
             document["group_size"] = draw(group_sizes)
         if document["granularity"] == "block":
             document["block_size"] = draw(block_sizes)
+        if document["granularity"] != "tensor":
+            document["quantizer"] = draw(_quantizers(quantizers))
     return _WEIGHT.validate_python(document)
+
+
+@st.composite
+def _quantizers(draw: st.DrawFn, kinds: Sequence[str]) -> dict[str, Any]:
+    document: dict[str, Any] = {"kind": draw(st.sampled_from(kinds))}
+    if document["kind"] == "clip-search":
+        document["min_clip_ratio"] = draw(st.sampled_from([0.1, 0.5, 0.9]))
+        document["steps"] = draw(st.integers(1, 6))
+    return document
 
 
 @st.composite
@@ -291,12 +304,13 @@ def conversions(draw: st.DrawFn, *, max_modules: int = 3) -> tuple[Recipe, dict[
             unique=True,
         )
     )
+    specs = weight_specs(quantizers=("absmax", "clip-search"))
     dtype = draw(st.sampled_from(PLAIN_DTYPES))
     tensors = {"embedding_gain": draw(weights((1, 3), limit=_FLOAT16_LIMIT, dtype=dtype))[0]}
     document: dict[str, Any] = {"schemes": {}, "rules": [], "protected": []}
     for number, name in enumerate(names):
         fate = draw(st.sampled_from(["quantized", "protected", "passed through"]))
-        scheme = draw(schemes()) if fate == "quantized" else None
+        scheme = draw(schemes(specs)) if fate == "quantized" else None
         shape = draw(linear_shapes(scheme.weight if scheme is not None else None))
         tensors[f"{name}.weight"] = draw(weights(shape, limit=_FLOAT16_LIMIT, dtype=dtype))
         if draw(st.booleans()):

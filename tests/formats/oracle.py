@@ -87,6 +87,39 @@ def scales(weight: Floats, group: tuple[int, int], name: str, dtype: str) -> Flo
     return store_scale(grid, dtype)
 
 
+def clip_search(
+    weight: Floats,
+    group: tuple[int, int],
+    name: str,
+    dtype: str,
+    ratios: tuple[float, ...],
+    importance: Floats,
+) -> Floats:
+    """The grid of stored scales of the least weighted error, one group and ratio after the other.
+
+    Terms are added as Python's integers, which never overflow.
+    """
+    rows, columns = weight.shape
+    grid = scales(weight, group, name, dtype)
+    bits = min(50, 61 - int(np.ceil(np.log2(group[0] * group[1]))))
+    for i, top in enumerate(range(0, rows, group[0])):
+        for j, left in enumerate(range(0, columns, group[1])):
+            block = weight[top : top + group[0], left : left + group[1]]
+            counts = importance[left : left + group[1]].astype(np.float64)
+            counts = np.ldexp(counts, bits - np.frexp(counts.max())[1])
+            unit = np.frexp(np.float64(np.abs(block).max()))[1]
+            least = None
+            for ratio in ratios:
+                clipped = np.array([[np.abs(block).max() * np.float32(ratio)]], np.float32)
+                scale = scales(clipped, (1, 1), name, dtype)
+                error = decode(encode(block, scale, name), scale, name) - block
+                terms = np.rint(np.ldexp(error.astype(np.float64), -unit) ** 2 * counts)
+                total = sum(int(term) for term in terms.flat)
+                if least is None or total < least:
+                    least, grid[i, j] = total, scale[0, 0]
+    return grid
+
+
 def spread(grid: Floats, group: tuple[int, int], shape: tuple[int, int]) -> Floats:
     """Each element's own scale."""
     rows = np.arange(shape[0])[:, None] // group[0]
@@ -172,6 +205,37 @@ def golden(name: str) -> dict[str, Any]:
     return {"shape": list(weight.shape), "weight": weight.tobytes().hex(), "cases": cases}
 
 
+def golden_clip_search() -> dict[str, Any]:
+    """Every format with the quantizer clip-search, with and without importance."""
+    weight = _golden_weight()
+    importance = np.array([4, 1, 0.25, 1, 30, 0, 0.1, 1], np.float32)
+    ratios = tuple(1 - step * (1 - 0.5) / 8 for step in range(9))
+    cases = []
+    for name, granularity, group, extra in (
+        ("int8", "channel", (1, 8), {}),
+        ("int8", "group", (1, 4), {"group_size": 4}),
+        ("float8_e4m3fn", "channel", (1, 8), {}),
+        ("float8_e5m2", "block", (2, 3), {"block_size": [2, 3]}),
+    ):
+        for dtype in SMALLEST_NORMAL:
+            for weights in (None, importance):
+                counts = np.ones(8, np.float32) if weights is None else weights
+                grid = clip_search(weight, group, name, dtype, ratios, counts)
+                codes = encode(weight, spread(grid, group, weight.shape), name)
+                quantizer = {"kind": "clip-search", "min_clip_ratio": 0.5, "steps": 8}
+                spec: dict[str, Any] = {"format": name, "granularity": granularity}
+                spec |= {"scale_dtype": dtype, "quantizer": quantizer} | extra
+                cases.append(
+                    {
+                        "spec": spec,
+                        "importance": None if weights is None else weights.tolist(),
+                        "scale": scale_bytes(grid, dtype).hex(),
+                        "codes": codes.tobytes().hex(),
+                    }
+                )
+    return {"shape": list(weight.shape), "weight": weight.tobytes().hex(), "cases": cases}
+
+
 def golden_plain() -> dict[str, Any]:
     """float32 in every plain dtype."""
     weight = _golden_weight()
@@ -188,6 +252,7 @@ def golden_plain() -> dict[str, Any]:
 def main() -> None:
     for name in ("int8", *FLOAT8):
         _write(name, golden(name))
+    _write("clip_search", golden_clip_search())
     _write("plain", golden_plain())
 
 

@@ -32,6 +32,7 @@ from quantrecipe.formats.transform import (
     block_transform,
 )
 from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight, ScaledWeight
+from tests.formats.test_formats_clip_search import searched, searching
 
 numba = pytest.importorskip("numba", reason="the extra `fast` is not installed")
 
@@ -46,6 +47,7 @@ class Case(NamedTuple):
     codes: Tensor
     scales: Tensor | None
     factors: Tensor | None
+    importance: Tensor | None = None
 
 
 class Result(NamedTuple):
@@ -88,6 +90,7 @@ def run(transform: BlockTransform, case: Case, size: int | None = None) -> Resul
             case.factors,
             codes[cut],
             scales[cut.start // height : -(-cut.stop // height)],
+            case.importance,
         )
         for cut, grid in blocks
     ]
@@ -184,6 +187,28 @@ def test_codes_scales_and_errors_are_those_of_the_plain_path(
 
 def takes_shape(source: Any, weight: Tensor) -> bool:
     return isinstance(source, PlainWeight) or source.refuses(*weight.shape) is None
+
+
+@given(case=searched(), size=st.integers(1, 11), seed=st.none() | st.integers(0, 99))
+@settings(max_examples=50)
+def test_a_search_finds_the_scales_of_the_plain_path(
+    case: tuple[Tensor, Any, Tensor | None], size: int, seed: int | None
+) -> None:
+    weight, target, importance = case
+    factors = None if seed is None else smoothing(seed, weight.shape[1])
+    source = PlainWeight(format="float32")
+    assert_same(Case(source, target, weight, None, factors, importance), size)
+
+
+@pytest.mark.parametrize("columns", [511, 513, 4608, 9000])
+def test_a_search_of_wide_rows(columns: int, kit: Any) -> None:
+    """Wider than what is searched at a time, with sums of fewer bits."""
+    generator = torch.Generator().manual_seed(columns)
+    weight = (torch.randn(5, columns, generator=generator) * 0.02).bfloat16()
+    importance = torch.rand(columns, generator=generator) ** 4
+    source = PlainWeight(format="bfloat16")
+    for fmt in ("int8", "float8_e4m3fn"):
+        assert_same(Case(source, searching(kit.spec(fmt)), weight, None, None, importance), 2)
 
 
 def test_every_pair_of_formats(kit: Any) -> None:
