@@ -13,7 +13,7 @@ from quantrecipe.cli.tables import human_bytes, table
 from quantrecipe.schema.base import Model
 from quantrecipe.schema.name_groups import collapse, natural, skeleton
 from quantrecipe.schema.plan import Plan, PlannedModule, PlannedTensor
-from quantrecipe.schema.schemes import AnyWeight, PlainWeight, Scheme
+from quantrecipe.schema.schemes import AnyWeight, ClipSearch, PlainWeight, ScaledWeight, Scheme
 
 _TITLES: Final = MappingProxyType(
     {"quantized": "Quantized", "protected": "Protected", "passthrough": "Passed through"}
@@ -40,6 +40,10 @@ def describe_weight(weight: AnyWeight) -> str:
 def describe_scheme(name: str, scheme: Scheme) -> str:
     """A scheme in one line."""
     pieces = [describe_weight(scheme.weight)]
+    if isinstance(scheme.weight, ScaledWeight) and isinstance(scheme.weight.quantizer, ClipSearch):
+        search = scheme.weight.quantizer
+        weighed = "" if search.statistics is None else ", weighed by inputs"
+        pieces.append(f"clip ratios 1 to {search.min_clip_ratio:g}, {search.steps} steps{weighed}")
     if scheme.activation is not None:
         pieces.append(
             f"activations {scheme.activation.format} per {scheme.activation.granularity}, dynamic"
@@ -67,8 +71,7 @@ def plan_text(plan: Plan) -> str:
         size = human_bytes(sum(other.output.nbytes for other in plan.others))
         lines += [f"Copied as they are: {_count(len(plan.others), 'other tensor')}, {size}", ""]
     lines += [_files_table(plan), "", _total(plan)]
-    if plan.statistics is not None:
-        lines.append(f"statistics: {plan.statistics}")
+    lines += [f"statistics: {path}" for _, path in sorted(plan.statistics.items())]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 
@@ -222,7 +225,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "recipe_sha256": plan.recipe_sha256,
         "source_layout": plan.source_layout.name,
         "target_layout": plan.target_layout.name,
-        "statistics": None if plan.statistics is None else str(plan.statistics),
+        "statistics": {name: str(path) for name, path in sorted(plan.statistics.items())},
         "parts": {part.name: [str(file.path) for file in part.files] for part in plan.parts},
         "source_bytes": plan.source_bytes,
         "output_bytes": plan.output_bytes,

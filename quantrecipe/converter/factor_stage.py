@@ -102,8 +102,9 @@ class FactorWorker:
         Raises:
             InvalidInput: a number of the weight or of a token is not finite.
         """
-        assert self._setup.statistics is not None
-        with Measured(self._setup.statistics) as measured:
+        smoothing = search.module.smoothing
+        assert smoothing is not None
+        with Measured(self._setup.statistics[smoothing.statistics]) as measured:
             tokens, measured_as = measured.input_tokens(search.tokens_of)
         with self._device.working():
             errors = ProductErrors(
@@ -177,9 +178,7 @@ class _Stage:
         left = set(range(len(self.groups))) - self.done.keys()
         if not left:
             return
-        assert self.setup.statistics is not None
-        with Measured(self.setup.statistics) as measured:
-            inputs = {index: measured.input_absmax(self.members[index]) for index in sorted(left)}
+        inputs = self._inputs(left)
         searches: dict[int, Tensor] = {}
         for index, weights in self._maxima(units, left):
             group = self.groups[index]
@@ -190,6 +189,17 @@ class _Stage:
             else:
                 searches[index] = candidates
         yield from self._search(searches)
+
+    def _inputs(self, left: set[int]) -> dict[int, Tensor]:
+        """The input maxima of each group; every statistics file is opened once."""
+        by_file: dict[str, list[int]] = {}
+        for index in sorted(left):
+            by_file.setdefault(self.groups[index].smoothing.statistics, []).append(index)
+        found: dict[int, Tensor] = {}
+        for name, indices in by_file.items():
+            with Measured(self.setup.statistics[name]) as measured:
+                found |= {index: measured.input_absmax(self.members[index]) for index in indices}
+        return found
 
     def _finish(self, index: int, alpha: float, values: Tensor) -> None:
         group = self.groups[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +18,9 @@ from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import recipe_text
+from quantrecipe.schema.schemes import second_moments
 from quantrecipe.schema.siblings import Siblings, differing, smoothing_groups
-from quantrecipe.schema.statistics import STATISTICS_KEY, Statistics
+from quantrecipe.schema.statistics import STATISTICS_KEY, TENSORS, Statistics
 from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
 from quantrecipe.schema.validation import examine_text, load_statistics_header, located
 
@@ -95,7 +96,7 @@ def plan(
         check_capabilities(loaded.recipe, find_converter(converter))
         root = _source_root(loaded, source)
         parts = open_parts(root, loaded.recipe.source.parts)
-        planned = _with_statistics(make_plan(loaded.recipe, parts, _statistics_path(loaded)))
+        planned = _with_statistics(make_plan(loaded.recipe, parts, _statistics_files(loaded)))
         if loaded.recipe.target.emit_loader:
             emitted = {LOADER_NAME: loader_source(planned)}
             return replace(planned, extra_files={**planned.extra_files, **emitted})
@@ -120,84 +121,100 @@ def _source_root(loaded: OpenRecipe, source: Path | str | None) -> Path:
     )
 
 
-def _statistics_path(loaded: OpenRecipe) -> Path | None:
-    wanted = {
-        scheme.smoothing.statistics: _statistics_pointer(name)
-        for name, scheme in sorted(loaded.recipe.schemes.items())
-        if scheme.smoothing is not None
+def _statistics_files(loaded: OpenRecipe) -> dict[str, Path]:
+    return {
+        name: loaded.folder / name
+        for scheme in loaded.recipe.schemes.values()
+        for name in scheme.statistics().values()
     }
-    if len(wanted) > 1:
-        raise InvalidInput(
-            Problem(
-                "several-statistics",
-                f"the schemes name {len(wanted)} statistics files: {', '.join(sorted(wanted))}",
-                hint="Put what they hold into one file.",
-                pointer=list(wanted.values())[-1],
-            )
-        )
-    return next((loaded.folder / name for name in wanted), None)
-
-
-def _statistics_pointer(scheme: str | None) -> str:
-    return f"/schemes/{scheme}/smoothing/statistics"
 
 
 def _with_statistics(planned: Plan) -> Plan:
     """The plan, with the siblings that calibration found where the recipe names none.
 
-    Every module that is to be smoothed was measured, in as many channels as it has; tokens were
-    kept where they are needed.
+    Every statistics file holds what is asked of it: what modules need was measured, in as many
+    channels as they have; tokens were kept where they are needed.
 
     Raises:
-        InvalidInput: with every problem of the statistics file.
+        InvalidInput: with every problem of the statistics files.
     """
-    path = planned.statistics
-    smoothed = [module for module in planned.modules if module.smoothing is not None]
-    if path is None or not smoothed:
-        return planned
-    pointer = _statistics_pointer(smoothed[0].scheme)
-    if not path.exists():
-        raise InvalidInput(
-            Problem(
-                "no-statistics",
-                f"the statistics file that smoothing needs does not exist: {path}",
-                hint="Put the file of measured input maxima there, or take the smoothing out of "
-                "the scheme.",
-                pointer=pointer,
+    problems: list[Problem] = []
+    files: dict[str, SourceFileInfo] = {}
+    siblings: list[Siblings] = []
+    for name, path in planned.statistics.items():
+        if not path.exists():
+            problems += _missing(planned, name, path)
+            continue
+        file = files[name] = read_header(path)
+        if STATISTICS_KEY in file.metadata:
+            said = load_statistics_header(file.metadata[STATISTICS_KEY], str(path))
+            siblings += _found_siblings(planned, name, said)
+        else:
+            problems.append(
+                Problem(
+                    "not-statistics",
+                    f"its metadata has no {STATISTICS_KEY!r}: it is not a statistics file",
+                    hint="Name the file of what calibration measured.",
+                    file=str(path),
+                )
             )
-        )
-    file = read_header(path)
-    problems = []
-    said: Statistics | None = None
-    if STATISTICS_KEY not in file.metadata:
-        problems.append(
-            Problem(
-                "not-statistics",
-                f"its metadata has no {STATISTICS_KEY!r}: it is not a statistics file",
-                hint="Name the file of measured input maxima.",
-                file=str(path),
-            )
-        )
-    else:
-        said = load_statistics_header(file.metadata[STATISTICS_KEY], str(path))
-    for module in smoothed:
-        name = statistics_tensor(module, file.tensors)
-        message = _not_measured(module, file.tensors.get(name))
-        if message is not None:
-            problems.append(Problem("statistics-mismatch", message, file=str(path), tensor=name))
-    if said is not None and planned.recipe.siblings is None:
-        siblings = tuple(_found_siblings(planned, said))
-        problems += differing(siblings, planned.modules)
-        groups = smoothing_groups(planned.modules, siblings)
-        planned = replace(planned, smoothing_groups=groups)
-    problems += _no_tokens(planned, file)
+        problems += _unmeasured(planned, name, file)
+    if siblings and planned.recipe.siblings is None:
+        found = tuple(dict.fromkeys(siblings))
+        problems += differing(found, planned.modules)
+        planned = replace(planned, smoothing_groups=smoothing_groups(planned.modules, found))
+    problems += _no_tokens(planned, files)
     if problems:
         raise InvalidInput(problems)
     return planned
 
 
-def _found_siblings(planned: Plan, said: Statistics) -> Iterator[Siblings]:
-    """The siblings of a statistics file, by the names that the plan calls modules."""
+def _missing(planned: Plan, name: str, path: Path) -> Iterator[Problem]:
+    for scheme, found in planned.recipe.schemes.items():
+        for pointer, file in found.statistics().items():
+            if file == name:
+                yield Problem(
+                    "no-statistics",
+                    f"the statistics file does not exist: {path}",
+                    hint="Put what calibration measured there, or take what needs it out of the "
+                    "scheme.",
+                    pointer=f"/schemes/{scheme}{pointer}",
+                )
+
+
+def _unmeasured(planned: Plan, name: str, file: SourceFileInfo) -> Iterator[Problem]:
+    for module in planned.modules:
+        needed = []
+        if module.smoothing is not None and module.smoothing.statistics == name:
+            needed.append("input_absmax")
+        if second_moments(module.weight) == name:
+            needed.append("input_second_moment")
+        for what in needed:
+            tensor = statistics_tensor(module, file.tensors, what)
+            message = _not_measured(module, file.tensors.get(tensor), what)
+            if message is None and what == "input_second_moment":
+                bins = file.tensors[tensor].shape[0]
+                tensor = statistics_tensor(module, file.tensors, "tokens")
+                message = _not_counted(file.tensors.get(tensor), bins)
+            if message is not None:
+                where = {"file": str(file.path), "tensor": tensor}
+                yield Problem("statistics-mismatch", message, **where)
+
+
+def _not_counted(info: TensorInfo | None, bins: int) -> str | None:
+    """What is wrong with the tokens of each bin; a file need not have them."""
+    if info is None or (info.dtype, info.shape) == ("int64", (bins,)):
+        return None
+    return f"{info.dtype} {list(info.shape)}, expected int64 [{bins}]"
+
+
+def _found_siblings(planned: Plan, file: str, said: Statistics) -> Iterator[Siblings]:
+    """The siblings of a statistics file that some are smoothed by, by the names of the plan."""
+    smoothed = {
+        (module.part, module.name)
+        for module in planned.modules
+        if module.smoothing is not None and module.smoothing.statistics == file
+    }
     names: dict[tuple[str, str], list[str]] = {}
     for module in planned.modules:
         for name in {module.name, module.source.renamed_from or module.name}:
@@ -205,15 +222,16 @@ def _found_siblings(planned: Plan, said: Statistics) -> Iterator[Siblings]:
     for part, groups in said.siblings.items():
         for group in groups:
             found = sorted({new for name in group for new in names.get((part, name), ())})
-            if len(found) > 1:
+            if len(found) > 1 and any((part, name) in smoothed for name in found):
                 yield Siblings(part, tuple(found))
 
 
-def _no_tokens(planned: Plan, file: SourceFileInfo) -> Iterator[Problem]:
+def _no_tokens(planned: Plan, files: Mapping[str, SourceFileInfo]) -> Iterator[Problem]:
     """Groups whose alpha is to be chosen, and of which no tokens to do so by were kept."""
     modules = {(module.part, module.name): module for module in planned.modules}
     for group in planned.smoothing_groups:
-        if len(group.smoothing.candidates) == 1:
+        file = files.get(group.smoothing.statistics)
+        if len(group.smoothing.candidates) == 1 or file is None:
             continue
         members = [modules[group.part, name] for name in group.modules]
         names = [statistics_tensor(module, file.tensors, "input_tokens") for module in members]
@@ -238,15 +256,15 @@ def _no_tokens(planned: Plan, file: SourceFileInfo) -> Iterator[Problem]:
                 yield Problem("statistics-mismatch", message, file=str(file.path), tensor=info.name)
 
 
-def _not_measured(module: PlannedModule, info: TensorInfo | None) -> str | None:
+def _not_measured(module: PlannedModule, info: TensorInfo | None, what: str) -> str | None:
     if info is None:
-        return f"{module.name!r} of part {module.part!r} was not measured"
-    channels = module.source.in_features
+        return f"{what} of {module.name!r} of part {module.part!r} was not measured"
+    channels, (dtype,) = module.source.in_features, TENSORS[what][0]
     if len(info.shape) != 2 or info.shape[1] != channels:
         return (
             f"shape {list(info.shape)}, but {module.name!r} of part {module.part!r} has "
             f"{channels} input channels: expected [bins, {channels}]"
         )
-    if info.dtype != "float32" or info.shape[0] == 0:
-        return f"{info.dtype} {list(info.shape)}, expected float32 [bins, {channels}]"
+    if info.dtype != dtype or info.shape[0] == 0:
+        return f"{info.dtype} {list(info.shape)}, expected {dtype} [bins, {channels}]"
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -42,7 +42,7 @@ class Job:
         factors: of a module that is smoothed, else ``None``: float32 ``[in]``, on the CPU, the same
             for all units of the module. Columns of the weight are multiplied by them; they are
             written as they are where the unit has a role ``smoothing``.
-        statistics: the statistics file, where a scheme names one.
+        statistics: the statistics files, by the paths that schemes name them by.
         block_bytes: about how many bytes of float32 numbers to hold at a time; at least one row (or
             one row of blocks) is held whatever it says. It never changes what is written.
         compiled: whether compiled loops are worth starting for a source of this size.
@@ -55,7 +55,7 @@ class Job:
     reader: SourceReader
     write: Write
     factors: Tensor | None = None
-    statistics: Path | None = None
+    statistics: Mapping[str, Path] = field(default_factory=dict)
     block_bytes: int = DEFAULT_BLOCK_BYTES
     compiled: bool = False
     device: str = "cpu"

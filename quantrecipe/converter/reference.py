@@ -7,6 +7,7 @@ from torch import Tensor
 
 from quantrecipe import __version__
 from quantrecipe.checkpoint import SourceReader
+from quantrecipe.converter.measured import column_importance
 from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import check_scales, naming
 from quantrecipe.formats import cast, dequantize, quantize, row_errors, to_float32
@@ -54,7 +55,8 @@ def _convert(job: Job, module: PlannedModule) -> ErrorSums | None:
         weight = to_float32(weight)
         if job.factors is not None:
             weight = weight * job.factors
-        quantized = quantize(weight, module.weight)
+        importance = column_importance(job.statistics, module, job.factors)
+        quantized = quantize(weight, module.weight, importance)
     assert quantized.scale is not None
     height, _ = module.weight.group_shape(*weight.shape)
     grid = slice(rows.start // height, -(-rows.stop // height))

@@ -71,7 +71,6 @@ def take_up(
 
 def plan_record(plan: Plan, converter: Converter) -> dict[str, Any]:
     """Whatever the bytes of the output depend on; the same record, the same bytes."""
-    statistics = plan.statistics
     return {
         "kind": "plan",
         "recipe": plan.recipe_sha256,
@@ -87,7 +86,7 @@ def plan_record(plan: Plan, converter: Converter) -> dict[str, Any]:
             }
             for file in plan.source_files
         ],
-        "statistics": None if statistics is None else _identity(statistics),
+        "statistics": {name: _identity(path) for name, path in sorted(plan.statistics.items())},
         "output": [
             {"path": file.path, "bytes": file.size, "header": digest(file.header.hex())}
             for file in plan.files

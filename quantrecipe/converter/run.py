@@ -224,8 +224,7 @@ def _read_from(planned: Plan, sidecars: tuple[Sidecar, ...]) -> frozenset[Path]:
     """Every file that the output is made of, symlinks resolved."""
     files = [file.path for file in planned.source_files]
     files += [sidecar.origin for sidecar in sidecars if sidecar.origin is not None]
-    if planned.statistics is not None:
-        files.append(planned.statistics)
+    files += planned.statistics.values()
     return frozenset(file.resolve() for file in files)
 
 

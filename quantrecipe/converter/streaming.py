@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quantrecipe import __version__
 from quantrecipe.converter.devices import CPU, Device
+from quantrecipe.converter.measured import column_importance
 from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.source_rows import SourceRows
@@ -109,8 +110,11 @@ class _Work:
         rows, source = self._rows(module), module.source.tensors["weight"]
         transform = block_transform(module.source.weight, weight, prefer_compiled=self.job.compiled)
         factors = self.job.factors
+        importance = column_importance(self.job.statistics, module, factors)
         if factors is not None:
             factors = factors.to(self.device.name)
+        if importance is not None:
+            importance = importance.to(self.device.name)
         whole = weight.granularity == "tensor"
         scale = self._tensor_scale(module, weight, rows, transform, factors) if whole else None
         errors: list[RowErrors] = []
@@ -124,7 +128,7 @@ class _Work:
                 scale = memory.view("scales out", grid, TORCH_DTYPES[weight.scale_dtype])
             assert scale is not None
             with naming(source, start, start // row_multiple(weight)):
-                found = transform(*stored, factors, codes, scale)
+                found = transform(*stored, factors, codes, scale, importance)
             out = self.device.give("out", codes, scale, found.signal, found.noise)
             self.job.write("weight", as_memory(out[0]))
             if not whole:

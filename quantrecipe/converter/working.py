@@ -44,7 +44,7 @@ class Setup:
     converter: type[Converter]
     files: tuple[SourceFileInfo, ...]
     folder: Path
-    statistics: Path | None
+    statistics: Mapping[str, Path]
     block_bytes: int
     compiled: bool
     version: str = __version__

@@ -210,8 +210,7 @@ def _check_extra(folder: Path, lock: Lock) -> Iterator[Problem]:
     """Whoever opens the folder would take other weights in it for a part of the checkpoint."""
     known = {output.path for output in lock.outputs} | shard_indexes(lock).keys()
     for scheme in lock.recipe.schemes.values():
-        if scheme.smoothing is not None:
-            known.add(scheme.smoothing.statistics)
+        known.update(scheme.statistics().values())
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):

@@ -128,7 +128,7 @@ class Plan:
         smoothing_groups: every smoothed module in one of them; in order of part and first name.
         files: the output files, down to every offset.
         extra_files: further small files with their bytes (a shard index, a loader), by path.
-        statistics: the statistics file, where a scheme smooths.
+        statistics: the statistics files, by the paths that schemes name them by.
         warnings: what is worth knowing and refuses nothing.
     """
 
@@ -142,7 +142,7 @@ class Plan:
     smoothing_groups: tuple[SmoothingGroup, ...]
     files: tuple[OutputFilePlan, ...]
     extra_files: Mapping[str, bytes]
-    statistics: Path | None
+    statistics: Mapping[str, Path]
     warnings: tuple[Problem, ...]
 
     @property

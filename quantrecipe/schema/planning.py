@@ -31,7 +31,9 @@ from quantrecipe.schema.tensors import OutputFilePlan, SourceFileInfo, SourcePar
 __all__ = ["METADATA_KEY", "check_selection", "make_plan", "recipe_metadata"]
 
 
-def make_plan(recipe: Recipe, parts: Sequence[SourcePart], statistics: Path | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, parts: Sequence[SourcePart], statistics: Mapping[str, Path] | None = None
+) -> Plan:
     """Resolve a recipe against the headers of its source.
 
     The plan does not depend on the order of parts, or of tensors in a file.
@@ -39,12 +41,12 @@ def make_plan(recipe: Recipe, parts: Sequence[SourcePart], statistics: Path | No
     Args:
         recipe: validated.
         parts: the source's headers, one for each of ``recipe.source.parts``.
-        statistics: the statistics file that its schemes name, already checked to exist.
+        statistics: the statistics files, by the paths that its schemes name them by.
 
     Raises:
         InvalidInput: with every problem found; pointers are into the recipe.
     """
-    return _Planner(recipe, parts, statistics).run()
+    return _Planner(recipe, parts, statistics or {}).run()
 
 
 def check_selection(recipe: Recipe, parts: Sequence[SourcePart]) -> tuple[Problem, ...]:
@@ -58,7 +60,7 @@ def check_selection(recipe: Recipe, parts: Sequence[SourcePart]) -> tuple[Proble
 
 class _Planner:
     def __init__(
-        self, recipe: Recipe, parts: Sequence[SourcePart], statistics: Path | None
+        self, recipe: Recipe, parts: Sequence[SourcePart], statistics: Mapping[str, Path]
     ) -> None:
         self.recipe = recipe
         self.parts = tuple(sorted(parts, key=lambda part: part.name))

@@ -177,8 +177,10 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | N
     return path
 
 
-def save_statistics(path: Path, part: str, maxima: Mapping[str, Tensor]) -> Path:
-    """A statistics file: module to input maxima, float32 ``[bins, in]``."""
+def save_statistics(
+    path: Path, part: str, maxima: Mapping[str, Tensor], more: Mapping[str, Tensor] | None = None
+) -> Path:
+    """A statistics file: module to input maxima, float32 ``[bins, in]``; ``more`` by full names."""
     header = {
         "kind": "statistics",
         "version": 1,
@@ -191,7 +193,7 @@ def save_statistics(path: Path, part: str, maxima: Mapping[str, Tensor]) -> Path
         "modules": {part: sorted(maxima)},
     }
     tensors = {f"{part}/{module}/input_absmax": tensor for module, tensor in maxima.items()}
-    return save(path, tensors, {STATISTICS_KEY: json.dumps(header)})
+    return save(path, {**tensors, **(more or {})}, {STATISTICS_KEY: json.dumps(header)})
 
 
 def small(path: Path, seed: int = 0, part: Callable[[str], str] = str) -> Tensors:

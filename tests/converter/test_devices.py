@@ -86,10 +86,11 @@ def test_wide_and_awkward_weights_give_the_bytes_of_the_cpu(
     statistics = {name[0]: torch.rand(2, one.shape[1]) * 9 for name, one in tensors.items()}
     save_statistics(tmp_path / "s.safetensors", "model", statistics)
     smoothing = {"kind": "smoothquant", "alpha": 0.5, "apply": "online"}
+    quantizer = {} if granularity == "tensor" else {"quantizer": {"kind": "clip-search"}}
     schemes = {
         "all": {"weight": weight_spec(fmt, granularity)},
         "smooth": {
-            "weight": weight_spec(fmt, granularity),
+            "weight": weight_spec(fmt, granularity) | quantizer,
             "smoothing": {**smoothing, "statistics": "s.safetensors"},
         },
     }

@@ -370,7 +370,7 @@ def test_a_quantized_module_says_all_about_itself(headers: ModuleType) -> None:
     schemes["a"]["activation"] = {"format": "int8", "granularity": "token", "dynamic": True}
     recipe = headers.recipe(schemes=schemes)
     bias = headers.tensor("x.bias", "float16", 6)
-    statistics = Path("s.safetensors")
+    statistics = {"s.safetensors": Path("s.safetensors")}
     plan = make_plan(recipe, [headers.source(headers.linear("x", 6, 4), bias)], statistics)
     found = module(plan, "x")
     assert (found.disposition, found.scheme) == ("quantized", "a")
@@ -630,7 +630,7 @@ def test_ideogram_4_is_planned_in_full_size(
     tensors = list(ideogram4.tensors(fp8=True))
     parts = [headers.source(*tensors, name=branch) for branch in BRANCHES]
     start = time.process_time()
-    plan = make_plan(recipe, parts, Path("statistics.safetensors"))
+    plan = make_plan(recipe, parts, {"statistics.safetensors": Path("statistics.safetensors")})
     # Half a second on an idle machine; what grows with the square of the model takes minutes.
     assert time.process_time() - start < 20
     assert_sound(plan, headers)
