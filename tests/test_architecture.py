@@ -109,6 +109,7 @@ assert "torch" not in sys.modules, "torch was imported"
         ["--help"],
         ["--version"],
         ["convert", "--help"],
+        ["rank", "--help"],
         ["tune", "--help"],
         ["validate", RECIPE],
         ["schema"],

@@ -215,6 +215,13 @@ def _found_siblings(planned: Plan, file: str, said: Statistics) -> Iterator[Sibl
         for module in planned.modules
         if module.smoothing is not None and module.smoothing.statistics == file
     }
+    for group in found_siblings(planned, said):
+        if any((group.part, name) in smoothed for name in group.modules):
+            yield group
+
+
+def found_siblings(planned: Plan, said: Statistics) -> Iterator[Siblings]:
+    """The siblings that a statistics file says were found, by the names of the plan."""
     names: dict[tuple[str, str], list[str]] = {}
     for module in planned.modules:
         for name in {module.name, module.source.renamed_from or module.name}:
@@ -222,7 +229,7 @@ def _found_siblings(planned: Plan, file: str, said: Statistics) -> Iterator[Sibl
     for part, groups in said.siblings.items():
         for group in groups:
             found = sorted({new for name in group for new in names.get((part, name), ())})
-            if len(found) > 1 and any((part, name) in smoothed for name in found):
+            if len(found) > 1:
                 yield Siblings(part, tuple(found))
 
 

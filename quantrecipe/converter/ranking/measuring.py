@@ -1,0 +1,202 @@
+"""Quantizing one module's weight for the sake of its errors, a row block at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from quantrecipe.checkpoint import SourceReader
+from quantrecipe.converter.buffers import Buffers
+from quantrecipe.converter.calibration import ModuleStatistics
+from quantrecipe.converter.protocol import DEFAULT_BLOCK_BYTES, Progress, silent
+from quantrecipe.converter.ranking.noise import Powers, WeightColumns
+from quantrecipe.converter.refusals import naming
+from quantrecipe.converter.source_rows import SourceRows
+from quantrecipe.converter.units import row_blocks, row_multiple
+from quantrecipe.formats import dequantize, get_format, quantize
+from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.transform import BlockTransform, block_transform
+from quantrecipe.schema.plan import PlannedModule
+from quantrecipe.schema.schemes import (
+    AnyScaledWeight,
+    DynamicActivation,
+    Float8Channel,
+    Float8Tensor,
+    Int8Channel,
+    Int8Tensor,
+    PlainWeight,
+)
+
+_AS_WEIGHTS: Final[Mapping[tuple[str, str], AnyScaledWeight]] = {
+    ("int8", "token"): Int8Channel(format="int8", granularity="channel"),
+    ("int8", "tensor"): Int8Tensor(format="int8", granularity="tensor"),
+    ("float8_e4m3fn", "token"): Float8Channel(format="float8_e4m3fn", granularity="channel"),
+    ("float8_e4m3fn", "tensor"): Float8Tensor(format="float8_e4m3fn", granularity="tensor"),
+}
+"""Activations are quantized as weights are, tokens in the place of output channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """What quantizing a module costs.
+
+    Attributes:
+        columns: of its weight.
+        powers: of its outputs on the tokens that were kept; ``None`` without any.
+    """
+
+    columns: WeightColumns
+    powers: Powers | None
+
+
+def measure(
+    module: PlannedModule,
+    reader: SourceReader,
+    buffers: Buffers,
+    inputs: ModuleStatistics | None,
+    factors: Tensor | None,
+    importance: Tensor | None = None,
+    *,
+    compiled: bool = False,
+    progress: Progress = silent,
+) -> Errors:
+    """Quantize a module as a converter does, and compare.
+
+    Memory is that of row blocks, and of the outputs of the tokens that were kept for a block.
+
+    Args:
+        module: quantized by its scheme.
+        reader: of the source.
+        buffers: scratch memory of this thread.
+        inputs: its inputs; ``None`` if they were not measured.
+        factors: smoothing factors, float32 ``[in]``.
+        importance: what each column's errors count for the quantizer, float32 ``[in]``.
+        compiled: whether compiled loops are worth starting.
+        progress: told of the bytes of weight that are done with.
+
+    Raises:
+        InvalidInput: a number of the source is none, or a scale is too large.
+    """
+    assert not isinstance(module.weight, PlainWeight)
+    work = _Work(module, module.weight, SourceRows(module.source, reader, buffers), buffers)
+    transform = block_transform(module.source.weight, module.weight, prefer_compiled=compiled)
+    tokens = None if inputs is None else inputs.tokens_kept()
+    kept = None
+    if tokens is not None and len(tokens):
+        kept = _Kept(tokens if factors is None else tokens / factors, module.activation)
+    columns = module.source.in_features
+    signal, noise = torch.zeros(2, columns, dtype=torch.float64)
+    row_bytes = module.source.tensors["weight"].nbytes // module.source.out_features
+    for start, stop, weight, error in work.blocks(transform, factors, importance):
+        signal += _column_squares(weight)
+        noise += _column_squares(error)
+        if kept is not None:
+            kept.add(weight, error)
+        progress((stop - start) * row_bytes, module.name)
+    powers = None
+    if kept is not None and inputs is not None:
+        powers = kept.powers(len(inputs.input_absmax), inputs.input_token_bins)
+    return Errors(WeightColumns(signal, noise), powers)
+
+
+class _Work:
+    """A module's weight and its error, block by block."""
+
+    def __init__(
+        self, module: PlannedModule, weight: AnyScaledWeight, rows: SourceRows, buffers: Buffers
+    ) -> None:
+        self.module = module
+        self.weight = weight
+        self.rows = rows
+        self.buffers = buffers
+
+    def _ranges(self) -> Iterator[tuple[int, int]]:
+        source = self.module.source
+        multiple = math.lcm(row_multiple(source.weight), row_multiple(self.weight))
+        return row_blocks(0, source.out_features, source.in_features, multiple, DEFAULT_BLOCK_BYTES)
+
+    def blocks(
+        self, transform: BlockTransform, factors: Tensor | None, importance: Tensor | None
+    ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """First row, row after the last, smoothed weight and ``w_hat - w``, float32."""
+        source, weight = self.module.source, self.weight
+        info, whole = source.tensors["weight"], weight.granularity == "tensor"
+        scale = self._tensor_scale(transform, factors) if whole else None
+        for start, stop in self._ranges():
+            shape = (stop - start, source.in_features)
+            stored = self.rows.stored(start, stop)
+            codes = self.buffers.view("codes out", shape, get_format(weight).code_dtype)
+            if scale is None or not whole:
+                dtype = TORCH_DTYPES[weight.scale_dtype]
+                scale = self.buffers.view("scales out", weight.scale_grid(*shape), dtype)
+            with naming(info, start, start // row_multiple(weight)):
+                transform(*stored, factors, codes, scale, importance)
+                wanted = dequantize(*stored, source.weight)
+            if factors is not None:
+                wanted = wanted * factors
+            yield start, stop, wanted, dequantize(codes, scale, weight).sub_(wanted)
+
+    def _tensor_scale(self, transform: BlockTransform, factors: Tensor | None) -> Tensor:
+        info = self.module.source.tensors["weight"]
+        largest = torch.zeros(1, 1)
+        for start, stop in self._ranges():
+            with naming(info, start):
+                found = transform.absmax(*self.rows.stored(start, stop), factors)
+            largest = torch.maximum(largest, found)
+        with naming(info):
+            return get_format(self.weight).scales(largest, self.weight)
+
+
+class _Kept:
+    """Powers of the outputs of tokens, over row blocks of the weight.
+
+    Args:
+        tokens: smoothed, float32 ``[K, in]``.
+        activation: how they are quantized.
+    """
+
+    def __init__(self, tokens: Tensor, activation: DynamicActivation | None) -> None:
+        self._tokens = tokens
+        self._rounded = tokens if activation is None else rounded(tokens, activation)
+        self._signal, self._noise = torch.zeros(2, len(tokens), dtype=torch.float64)
+
+    def add(self, weight: Tensor, error: Tensor) -> None:
+        """Outputs of more rows of the weight.
+
+        The error is computed as such, not as a difference of outputs:
+        ``x_hat w_hat - x w = x_hat (w_hat - w) + (x_hat - x) w``.
+        """
+        outputs = self._tokens @ weight.T
+        unwanted = self._rounded @ error.T
+        if self._rounded is not self._tokens:
+            unwanted += (self._rounded - self._tokens) @ weight.T
+        self._signal += outputs.double().square().sum(1)
+        self._noise += unwanted.double().square().sum(1)
+
+    def powers(self, bins: int, of: Tensor | None) -> Powers:
+        """Means over tokens, for each timestep bin."""
+        place = torch.zeros(len(self._tokens), dtype=torch.int64) if of is None else of
+        count = torch.bincount(place, minlength=bins).double()
+        signal, noise = (
+            torch.zeros(bins, dtype=torch.float64).index_add_(0, place, values) / count.clamp(min=1)
+            for values in (self._signal, self._noise)
+        )
+        return Powers(count / count.sum(), signal, noise)
+
+
+def rounded(tokens: Tensor, activation: DynamicActivation) -> Tensor:
+    """What quantized activations stand for, float32 ``[tokens, in]``; all are one call's."""
+    spec = _AS_WEIGHTS[activation.format, activation.granularity]
+    found = quantize(tokens, spec)
+    return dequantize(found.codes, found.scale, spec)
+
+
+def _column_squares(block: Tensor) -> Tensor:
+    """The sum of squares of each column, float64."""
+    norms: Tensor = torch.linalg.vector_norm(block, dim=0, dtype=torch.float64)
+    return norms.square()
