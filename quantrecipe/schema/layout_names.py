@@ -34,11 +34,20 @@ def renamed(contents: PartContents, layout: Layout) -> PartContents:
     return _Renaming(contents, layout).run() if layout.names else contents
 
 
+def new_names(name: str, layout: Layout) -> tuple[str, ...]:
+    """What a layout calls a module, or its slices of rows; nothing, where no entry fits."""
+    segments = name.split(".")
+    for mapping in layout.names:
+        stars = captured(mapping.source.split("."), segments)
+        if stars is not None:
+            return tuple(_filled(mapping, stars))
+    return ()
+
+
 class _Renaming:
     def __init__(self, contents: PartContents, layout: Layout) -> None:
         self.contents = contents
         self.layout = layout
-        self.mappings = [(entry.source.split("."), entry) for entry in layout.names]
         self.renamed: dict[str, tuple[str, ...]] = {}
         self.problems: list[Problem] = list(contents.problems)
         self.broken = {new for name in contents.broken for new in self._names(name)}
@@ -67,13 +76,10 @@ class _Renaming:
 
     def _names(self, name: str) -> tuple[str, ...]:
         """What something of this name is called; itself, where no entry fits."""
-        segments = name.split(".")
-        for pattern, mapping in self.mappings:
-            stars = captured(pattern, segments)
-            if stars is not None:
-                self.renamed[name] = tuple(_filled(mapping, stars))
-                return self.renamed[name]
-        return (name,)
+        found = new_names(name, self.layout)
+        if found:
+            self.renamed[name] = found
+        return found or (name,)
 
     def _pieces(self, module: StoredModule) -> Iterator[StoredModule]:
         names = self._names(module.name)

@@ -1,15 +1,25 @@
-"""Calibration: what modules were handed while a model ran, and the files that say so."""
+"""Calibration: what modules are handed while a model runs, and the files that say so."""
 
 from quantrecipe.converter.calibration.files import (
     StatisticsFile,
     open_statistics,
     write_statistics,
 )
+from quantrecipe.converter.calibration.measurements import (
+    Measurements,
+    load_measurements,
+    merge_statistics,
+)
 from quantrecipe.converter.calibration.module import ModuleStatistics
+from quantrecipe.converter.calibration.observing import observe
 
 __all__ = [
+    "Measurements",
     "ModuleStatistics",
     "StatisticsFile",
+    "load_measurements",
+    "merge_statistics",
+    "observe",
     "open_statistics",
     "write_statistics",
 ]

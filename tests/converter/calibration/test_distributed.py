@@ -1,0 +1,44 @@
+"""Four processes measure what one would have measured."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed
+
+from quantrecipe.converter.calibration import open_statistics
+from tests.converter.calibration import processes
+from tests.converter.calibration.test_sums import assert_alike
+
+ROOT = Path(__file__).resolve().parents[3]
+
+pytestmark = pytest.mark.skipif(
+    not (torch.distributed.is_available() and hasattr(os, "fork")),
+    reason="torch without processes, or a system that cannot fork",
+)
+
+
+def test_four_processes_are_as_one(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, processes.__file__, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    whole = processes.measure(range(processes.ROWS))
+    header = whole.header()
+    assert header.siblings == {"model": (("a", "b"),)}
+    for rank in range(processes.PROCESSES):
+        with open_statistics(tmp_path / f"{rank}.safetensors") as file:
+            assert file.header == header
+            for (part, name), expected in whole.statistics():
+                assert_alike(file.module(part, name), expected)
+        refusal = (tmp_path / f"{rank}.txt").read_text()
+        assert "only one of them has 'a' of part 'model'" in refusal
