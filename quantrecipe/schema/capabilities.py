@@ -53,7 +53,7 @@ BUILT_IN = Capabilities(
         "float8_e5m2": frozenset({"tensor", "channel", "block"}),
     },
     activations=frozenset({"int8", "float8_e4m3fn"}),
-    smoothing=frozenset({"online"}),
+    smoothing=frozenset({"online", "fold"}),
     quantizers=frozenset({"absmax", "clip-search"}),
 )
 """All that this package's own converters and loaders can do."""

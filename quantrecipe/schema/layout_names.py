@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from quantrecipe.schema.layout import Layout, NameMapping
+from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.schemes import ScaledWeight
@@ -40,7 +40,7 @@ def new_names(name: str, layout: Layout) -> tuple[str, ...]:
     for mapping in layout.names:
         stars = captured(mapping.source.split("."), segments)
         if stars is not None:
-            return tuple(_filled(mapping, stars))
+            return tuple(filled(into, stars) for into in mapping.into)
     return ()
 
 
@@ -162,10 +162,10 @@ def captured(pattern: Sequence[str], segments: Sequence[str]) -> list[str] | Non
     return found
 
 
-def _filled(mapping: NameMapping, stars: Sequence[str]) -> Iterator[str]:
-    for name in mapping.into:
-        values = iter(stars)
-        yield ".".join(next(values) if each == "*" else each for each in name.split("."))
+def filled(template: str, stars: Sequence[str]) -> str:
+    """A name in which each ``*`` is what was captured for it."""
+    values = iter(stars)
+    return ".".join(next(values) if each == "*" else each for each in template.split("."))
 
 
 def _unsplittable(module: StoredModule, pieces: int) -> str | None:

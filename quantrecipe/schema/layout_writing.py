@@ -54,11 +54,10 @@ def refusal(
             f"layout {layout.name!r} has no place for {name} scales in {weight.scale_dtype}",
             f"It holds: {', '.join(templates.weight_scale.dtypes)}.",
         )
-    if smoothing is not None and smoothing.apply not in holds.smoothing:
-        held = ", ".join(holds.smoothing)
+    if smoothing is not None and smoothing.apply == "online" and "online" not in holds.smoothing:
         return (
-            f"layout {layout.name!r} has no place for smoothing applied {smoothing.apply!r}",
-            f"It holds: {held}." if held else "Take the smoothing out, or choose another layout.",
+            f"layout {layout.name!r} has no place for smoothing applied 'online'",
+            'Fold it ("apply": "fold" needs no place), take it out, or choose another layout.',
         )
     return None
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantrecipe.schema.folds import FoldSite
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.lock import Disposition, Role
@@ -55,6 +56,8 @@ class PlannedModule:
         pattern: the pattern that took it; ``None`` if passed through.
         pointer: the rule or protected entry that took it, as a JSON pointer.
         outputs: what it is stored as, by role.
+        multiplied: whether its columns are multiplied by factors that are folded elsewhere.
+        divided: whether rows of it are divided by factors that are folded into it.
     """
 
     part: str
@@ -69,6 +72,8 @@ class PlannedModule:
     pattern: str | None
     pointer: str | None
     outputs: Mapping[Role, PlannedTensor]
+    multiplied: bool = False
+    divided: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -78,23 +83,26 @@ class PlannedModule:
     @property
     def copied(self) -> bool:
         """Whether its weight passes through byte for byte."""
-        return self.weight == self.source.weight and self.disposition != "quantized"
+        changed = self.disposition == "quantized" or self.multiplied or self.divided
+        return self.weight == self.source.weight and not changed
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedOther:
-    """A tensor of no module: copied byte for byte.
+    """A tensor of no module: copied byte for byte, unless factors are folded into it.
 
     Attributes:
         part, name: which, by its name inside the part.
         source: where it lies.
         output: where it goes.
+        divided: whether it is divided by factors that are folded into it; then it is a vector.
     """
 
     part: str
     name: str
     source: TensorInfo
     output: PlannedTensor
+    divided: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +134,7 @@ class Plan:
         modules: in order of part and name.
         others: likewise.
         smoothing_groups: every smoothed module in one of them; in order of part and first name.
+        folds: where smoothing is folded, in order of part and what it is folded into.
         files: the output files, down to every offset.
         extra_files: further small files with their bytes (a shard index, a loader), by path.
         statistics: the statistics files, by the paths that schemes name them by.
@@ -140,6 +149,7 @@ class Plan:
     modules: tuple[PlannedModule, ...]
     others: tuple[PlannedOther, ...]
     smoothing_groups: tuple[SmoothingGroup, ...]
+    folds: tuple[FoldSite, ...]
     files: tuple[OutputFilePlan, ...]
     extra_files: Mapping[str, bytes]
     statistics: Mapping[str, Path]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
@@ -16,7 +16,7 @@ from quantrecipe.schema.layout_writing import (
 )
 from quantrecipe.schema.lock import Disposition, Role
 from quantrecipe.schema.plan import PlannedModule
-from quantrecipe.schema.problems import Problem
+from quantrecipe.schema.problems import Problem, Reasons
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.schemes import AnyWeight, PlainWeight, ScaledWeight, SmoothQuant
 from quantrecipe.schema.selection import Selection, Taken
@@ -41,22 +41,6 @@ class Draft:
     module: PlannedModule | None
     other: TensorInfo | None
     outputs: Mapping[Role, OutputTensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Reasons:
-    """Problems, each told once however many modules it concerns."""
-
-    _tensors: dict[Problem, list[str]] = field(default_factory=dict)
-
-    def add(self, problem: Problem, tensor: str) -> None:
-        """Note that ``problem`` concerns ``tensor`` too."""
-        self._tensors.setdefault(problem, []).append(tensor)
-
-    def __iter__(self) -> Iterator[Problem]:
-        for problem, tensors in self._tensors.items():
-            more = f" ({len(tensors):,} modules, the first named)" if len(tensors) > 1 else ""
-            yield replace(problem, message=problem.message + more, tensor=tensors[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +123,6 @@ class Drafter:
         return (
             _smoothed_source(module)
             or _shape(module)
-            or _folded(module)
             or self._format(module)
             or self._roles(module)
         )
@@ -208,18 +191,6 @@ def _shape(module: PlannedModule) -> Problem | None:
         f"{module.weight.format}: {reason}",
         hint="Protect it, or give it a scheme that takes its shape.",
         pointer=module.pointer or "/target/passthrough_dtype",
-    )
-
-
-def _folded(module: PlannedModule) -> Problem | None:
-    if module.smoothing is None or module.smoothing.apply != "fold":
-        return None
-    return Problem(
-        "fold-unsupported",
-        "folding needs to know which weights come before a module, and a recipe of version 1 "
-        "cannot say that",
-        hint='Use "apply": "online" with a layout that stores the factors.',
-        pointer=f"/schemes/{module.scheme}/smoothing/apply",
     )
 
 

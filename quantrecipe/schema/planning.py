@@ -13,6 +13,7 @@ from quantrecipe.schema.layout_writing import holds_many_parts
 from quantrecipe.schema.placement import parse_size, place
 from quantrecipe.schema.plan import Plan, PlannedModule, PlannedOther, placed
 from quantrecipe.schema.plan_drafts import Draft, Drafter
+from quantrecipe.schema.plan_folds import PlannedFolds, plan_folds
 from quantrecipe.schema.plan_metadata import (
     METADATA_KEY,
     carried_over,
@@ -25,7 +26,7 @@ from quantrecipe.schema.quantization_config import config_path
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.selection import module_names, select
-from quantrecipe.schema.siblings import Siblings, differing, smoothing_groups, tie
+from quantrecipe.schema.siblings import Siblings, differing, folded, smoothing_groups, tie
 from quantrecipe.schema.tensors import OutputFilePlan, SourceFileInfo, SourcePart
 
 __all__ = ["METADATA_KEY", "check_selection", "make_plan", "recipe_metadata"]
@@ -83,12 +84,15 @@ class _Planner:
             draft for name, found in contents.items() for draft in drafter.drafts(name, found)
         ]
         problems += drafter.refused
+        modules = [draft.module for draft in drafts if draft.module is not None]
         ties = tie(
             self.recipe.siblings or (),
             {name: module_names(found) for name, found in contents.items()},
         )
         problems += ties.problems
-        problems += differing(ties.siblings, (d.module for d in drafts if d.module is not None))
+        problems += differing(ties.siblings, modules)
+        folds = plan_folds(self.recipe, contents, modules)
+        problems += folds.problems
         problems += self._check_target()
         problems += self._check_names(drafts)
         if not problems:
@@ -97,7 +101,7 @@ class _Planner:
             raise InvalidInput(problems)
         warnings = [*drafter.dropped]
         warnings += [conflict for part in self.parts for conflict in conflicts(part)]
-        return self._place(drafts, ties.siblings, tuple(warnings))
+        return self._place(drafts, ties.siblings, folds, tuple(warnings))
 
     def _check_modules(self, contents: Mapping[str, PartContents]) -> Iterator[Problem]:
         for name, found in contents.items():
@@ -199,7 +203,11 @@ class _Planner:
                 )
 
     def _place(
-        self, drafts: Sequence[Draft], siblings: Iterable[Siblings], warnings: tuple[Problem, ...]
+        self,
+        drafts: Sequence[Draft],
+        siblings: Iterable[Siblings],
+        folds: PlannedFolds,
+        warnings: tuple[Problem, ...],
     ) -> Plan:
         sha256 = recipe_digest(self.recipe)
         files: list[OutputFilePlan] = []
@@ -218,15 +226,24 @@ class _Planner:
         _check_paths(files)
         modules: list[PlannedModule] = []
         others: list[PlannedOther] = []
+        multiplied, divided = folds.multiplied, folds.divided
         for draft in drafts:
+            key = draft.part, draft.name
             outputs = {
                 role: placed(tensor, homes[draft.file, tensor.name])
                 for role, tensor in draft.outputs.items()
             }
             if draft.module is not None:
-                modules.append(replace(draft.module, outputs=outputs))
+                modules.append(
+                    replace(
+                        draft.module,
+                        outputs=outputs,
+                        multiplied=key in multiplied,
+                        divided=key in divided,
+                    )
+                )
             elif draft.other is not None:
-                others.append(PlannedOther(draft.part, draft.name, draft.other, outputs["other"]))
+                others.append(PlannedOther(*key, draft.other, outputs["other"], key in divided))
         return Plan(
             recipe=self.recipe,
             recipe_sha256=sha256,
@@ -235,7 +252,8 @@ class _Planner:
             parts=self.parts,
             modules=tuple(modules),
             others=tuple(others),
-            smoothing_groups=smoothing_groups(modules, siblings),
+            smoothing_groups=smoothing_groups(modules, [*folded(folds.sites), *siblings]),
+            folds=folds.sites,
             files=tuple(files),
             extra_files=extra,
             statistics=self.statistics,

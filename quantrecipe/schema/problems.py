@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -51,6 +51,22 @@ class Problem:
     def as_dict(self) -> dict[str, Any]:
         """The fields that are set, for ``--json``."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Reasons:
+    """Problems, each told once however many modules it concerns."""
+
+    _tensors: dict[Problem, list[str]] = field(default_factory=dict)
+
+    def add(self, problem: Problem, tensor: str) -> None:
+        """Note that ``problem`` concerns ``tensor`` too."""
+        self._tensors.setdefault(problem, []).append(tensor)
+
+    def __iter__(self) -> Iterator[Problem]:
+        for problem, tensors in self._tensors.items():
+            more = f" ({len(tensors):,} modules, the first named)" if len(tensors) > 1 else ""
+            yield replace(problem, message=problem.message + more, tensor=tensors[0])
 
 
 class QuantrecipeError(Exception):

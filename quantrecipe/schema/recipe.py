@@ -56,6 +56,8 @@ class CountRange(Model):
     """The most modules; absent: no limit."""
 
 
+Row = Annotated[int, Field(ge=0)]
+
 Count = Annotated[
     Annotated[Annotated[int, Field(ge=1)], Tag("integer")] | Annotated[CountRange, Tag("object")],
     Discriminator(json_type),
@@ -114,6 +116,26 @@ class Protected(_Selection):
 
     reason: Annotated[str, NonEmpty]
     """Why; it goes into the plan, the lock and the model card."""
+
+
+class Fold(Model):
+    """Into which weights the smoothing factors of modules go: those whose output is their input.
+
+    The columns of the modules are multiplied by the factors, and what computes their input is
+    divided by them, so that nothing is left for a loader to do.
+    """
+
+    modules: Annotated[tuple[MappedName, ...], NonEmpty]
+    """Every module that reads this input, also those that are not smoothed. What each ``*`` stands
+    for is carried over to ``into``."""
+
+    into: MappedName
+    """What their input comes out of: a module (its rows and its bias), a vector (as the weight of a
+    norm), or what has a vector ``weight`` and perhaps a ``bias``."""
+
+    rows: Annotated[tuple[Row, Row], Field(examples=[[9216, 13824]])] | None = None
+    """The rows of ``into`` that are the input, from the first up to and without the second; absent:
+    all."""
 
 
 class Target(Model):
@@ -195,6 +217,10 @@ class Recipe(Model):
     """Modules that have the same input and share their smoothing factors: names in which a segment
     may be ``*`` as a whole. The names of one list are tied where their ``*`` stand for the same.
     Absent: those that the statistics file names; an empty list: none."""
+
+    folds: tuple[Fold, ...] = ()
+    """Where smoothing goes that a scheme applies as ``fold``. Each has to be proven on the model:
+    the statistics file says which are. What an edge takes in one place are siblings."""
 
     target: Target
     """What is written."""

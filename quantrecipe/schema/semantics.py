@@ -36,6 +36,7 @@ def recipe_problems(recipe: Object, layouts: Collection[str]) -> Iterator[Proble
     yield from _parts(recipe)
     yield from _patterns(recipe)
     yield from _counts(recipe)
+    yield from _folds(recipe)
     yield from _extensions(recipe)
     yield from _source(_table(recipe, "source"))
     yield from _target(_table(recipe, "target"))
@@ -279,6 +280,31 @@ def _counts(recipe: Object) -> Iterator[Problem]:
                     f"no count is at least {fewest} and at most {most}",
                     "min is 1 where it is left out." if "min" not in count else "Swap them?",
                     pointer=f"/{section}/{index}/count",
+                )
+
+
+def _folds(recipe: Object) -> Iterator[Problem]:
+    for index, fold in _entries(recipe, "folds"):
+        rows = fold.get("rows")
+        if isinstance(rows, list) and len(rows) == 2 and all(map(_is_number, rows)):
+            start, stop = rows
+            if start >= stop:
+                yield Problem(
+                    "empty-range",
+                    f"there are no rows from {start} up to {stop}",
+                    "The first is taken along, the second is not.",
+                    pointer=f"/folds/{index}/rows",
+                )
+        into = fold.get("into")
+        if not isinstance(into, str):
+            continue
+        for position, text in _texts(fold, "modules"):
+            if text.split(".").count("*") != into.split(".").count("*"):
+                yield Problem(
+                    "wildcards-differ",
+                    f"{text!r} has not as many '*' as {into!r}",
+                    "What each '*' stands for is carried over to the one in the same place.",
+                    pointer=f"/folds/{index}/modules/{position}",
                 )
 
 

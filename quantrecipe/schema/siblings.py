@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from quantrecipe.schema.folds import FoldSite
 from quantrecipe.schema.layout_names import captured
 from quantrecipe.schema.plan import PlannedModule, SmoothingGroup
 from quantrecipe.schema.problems import Problem, closest
@@ -175,6 +176,12 @@ def _difference(first: PlannedModule, other: PlannedModule) -> str | None:
     if both and first.smoothing != other.smoothing:
         return f"are smoothed differently, by schemes {first.scheme!r} and {other.scheme!r}"
     return None
+
+
+def folded(sites: Iterable[FoldSite]) -> Iterator[Siblings]:
+    """Whatever has its input divided in one place; these come before other ties."""
+    for site in sites:
+        yield Siblings(site.part, site.modules, f"/folds/{site.edge}")
 
 
 def smoothing_groups(

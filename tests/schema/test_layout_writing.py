@@ -122,14 +122,7 @@ REFUSALS: dict[str, tuple[str, Any, Any, str, str]] = {
         weight("float8_e4m3fn", "channel"),
         smoothing(),
         "smoothing applied 'online'",
-        "another layout",
-    ),
-    "folded where factors are stored": (
-        "int8-scaled",
-        weight("int8", "channel"),
-        smoothing("fold"),
-        "smoothing applied 'fold'",
-        "It holds: online",
+        "Fold it",
     ),
     "smoothing of a plain weight": (
         "int8-scaled",
@@ -139,6 +132,11 @@ REFUSALS: dict[str, tuple[str, Any, Any, str, str]] = {
         "quantized weight format",
     ),
 }
+
+
+@pytest.mark.parametrize("layout", ["int8-scaled", "transformerlab"])
+def test_smoothing_that_is_folded_needs_no_place(layout: str) -> None:
+    assert refusal(named_layout(layout), weight("int8", "channel"), smoothing("fold")) is None
 
 
 @pytest.mark.parametrize("case", REFUSALS)

@@ -128,7 +128,7 @@ REFUSED: dict[str, Case] = {
     "folding": (
         {"schemes": smoothed("fold")},
         parts_of(X),
-        [("fold-unsupported", "/schemes/a/smoothing/apply")],
+        [("fold-without-edge", "/schemes/a/smoothing/apply")],
     ),
     "a smoothed source": (
         {"source": {"layout": "int8-scaled"}},
@@ -237,7 +237,7 @@ def test_everything_is_refused_at_once(headers: ModuleType) -> None:
         ("takes-nothing", "/rules/1/modules/0"),
         ("count", "/rules/2/count"),
         ("shape-refused", "/rules/0"),
-        ("fold-unsupported", "/schemes/b/smoothing/apply"),
+        ("fold-without-edge", "/schemes/b/smoothing/apply"),
         ("parts-share-file", "/target"),
     ]
     assert brief(check_selection(recipe, [one, two])) == brief(headers.problems(recipe, one, two))
