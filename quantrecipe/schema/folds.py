@@ -118,6 +118,25 @@ def find_sites(
     return FoldSites(tuple(ordered), finder.reasons, frozenset(covered), frozenset(used))
 
 
+def unfitting(folds: Sequence[Fold], used: Collection[tuple[int, int]]) -> Iterator[Problem]:
+    """The names of edges that no module has.
+
+    Args:
+        folds: the edges.
+        used: edge and place of those that some module has, in whatever part.
+    """
+    for edge, fold in enumerate(folds):
+        for place, pattern in enumerate(fold.modules):
+            if (edge, place) not in used:
+                yield Problem(
+                    "takes-nothing",
+                    f"no module fits {pattern!r}",
+                    "An edge names modules as rules do: as the target layout calls them. A '*' is "
+                    "a whole segment.",
+                    pointer=f"/folds/{edge}/modules/{place}",
+                )
+
+
 @dataclass(frozen=True, slots=True)
 class _Finder:
     part: str

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from quantrecipe.schema.dtypes import is_plain
-from quantrecipe.schema.folds import FoldSite, find_sites
+from quantrecipe.schema.folds import FoldSite, find_sites, unfitting
 from quantrecipe.schema.layout_reading import PartContents
 from quantrecipe.schema.plan import PlannedModule
 from quantrecipe.schema.problems import Problem, Reasons
@@ -85,19 +85,7 @@ class _Folding:
                 self._check(site, found)
             sites += there.sites
         problems += self.reasons
-        return PlannedFolds(tuple(sites), (*self._dead(used), *problems))
-
-    def _dead(self, used: set[tuple[int, int]]) -> Iterator[Problem]:
-        for edge, fold in enumerate(self.recipe.folds):
-            for place, pattern in enumerate(fold.modules):
-                if (edge, place) not in used:
-                    yield Problem(
-                        "takes-nothing",
-                        f"no module fits {pattern!r}",
-                        "An edge names modules as rules do: as the target layout calls them. A '*' "
-                        "is a whole segment.",
-                        pointer=f"/folds/{edge}/modules/{place}",
-                    )
+        return PlannedFolds(tuple(sites), (*unfitting(self.recipe.folds, used), *problems))
 
     def _without_edge(self, module: PlannedModule) -> None:
         self.reasons.add(

@@ -6,7 +6,7 @@ that these problems are reported together with those of structure.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Final, TypeGuard
@@ -36,7 +36,7 @@ def recipe_problems(recipe: Object, layouts: Collection[str]) -> Iterator[Proble
     yield from _parts(recipe)
     yield from _patterns(recipe)
     yield from _counts(recipe)
-    yield from _folds(recipe)
+    yield from _folds((f"/folds/{index}", edge) for index, edge in _entries(recipe, "folds"))
     yield from _extensions(recipe)
     yield from _source(_table(recipe, "source"))
     yield from _target(_table(recipe, "target"))
@@ -84,10 +84,29 @@ def statistics_problems(statistics: Object) -> Iterator[Problem]:
         yield from _listed_twice(names, child("/modules", part))
     for part, groups in _table(statistics, "siblings").items():
         yield from _sibling_groups(groups, modules.get(part), child("/siblings", part))
+    yield from _proven_folds(statistics)
     holds = statistics.get("holds")
     yield from _listed_twice(holds, "/holds")
     if isinstance(holds, list) and holds and "input_absmax" not in holds:
         yield Problem("no-absmax", "every file holds 'input_absmax'", pointer="/holds")
+
+
+def _proven_folds(statistics: Object) -> Iterator[Problem]:
+    yield from _folds(
+        (f"/folds/{index}/fold", _table(entry, "fold"))
+        for index, entry in _entries(statistics, "folds")
+    )
+    for index, entry in _entries(statistics, "folds"):
+        edge = entry.get("fold")
+        if not isinstance(edge, dict) or not isinstance(entry.get("fold_sha256"), str):
+            continue
+        if entry["fold_sha256"] != (found := digest(edge)):
+            yield Problem(
+                "digest-mismatch",
+                f"the edge's digest is {found}, not this",
+                "The edge was changed after it was proven; prove it again.",
+                pointer=f"/folds/{index}/fold_sha256",
+            )
 
 
 def _bins(statistics: Object) -> Iterator[Problem]:
@@ -283,8 +302,9 @@ def _counts(recipe: Object) -> Iterator[Problem]:
                 )
 
 
-def _folds(recipe: Object) -> Iterator[Problem]:
-    for index, fold in _entries(recipe, "folds"):
+def _folds(edges: Iterable[tuple[str, Object]]) -> Iterator[Problem]:
+    """What is wrong with edges of folds, each with its pointer."""
+    for pointer, fold in edges:
         rows = fold.get("rows")
         if isinstance(rows, list) and len(rows) == 2 and all(map(_is_number, rows)):
             start, stop = rows
@@ -293,7 +313,7 @@ def _folds(recipe: Object) -> Iterator[Problem]:
                     "empty-range",
                     f"there are no rows from {start} up to {stop}",
                     "The first is taken along, the second is not.",
-                    pointer=f"/folds/{index}/rows",
+                    pointer=f"{pointer}/rows",
                 )
         into = fold.get("into")
         if not isinstance(into, str):
@@ -304,7 +324,7 @@ def _folds(recipe: Object) -> Iterator[Problem]:
                     "wildcards-differ",
                     f"{text!r} has not as many '*' as {into!r}",
                     "What each '*' stands for is carried over to the one in the same place.",
-                    pointer=f"/folds/{index}/modules/{position}",
+                    pointer=f"{pointer}/modules/{position}",
                 )
 
 

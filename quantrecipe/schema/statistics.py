@@ -34,6 +34,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from quantrecipe.schema.base import Model, NonEmpty, PartName, Sha256, VersionOne
+from quantrecipe.schema.recipe import Fold
 
 STATISTICS_VERSION = 1
 STATISTICS_KEY = "quantrecipe.statistics"
@@ -94,6 +95,23 @@ class TimestepBin(Model):
     """Forward passes, of all parts together, that fell into it."""
 
 
+class ProvenFold(Model):
+    """An edge of a recipe's ``folds`` that was proven on the model: folding changes no output."""
+
+    part: PartName
+    fold: Fold
+    """The edge."""
+
+    fold_sha256: Sha256
+    """Digest of the edge's canonical form (RFC 8785), so that it can be named."""
+
+    sites: Annotated[int, Field(ge=1)]
+    """The places of the model where it was proven: every one where its names fit."""
+
+    relative_error: Annotated[float, Field(ge=0.0)]
+    """The largest difference of an output that was seen, over the output's largest magnitude."""
+
+
 class Statistics(Model):
     """What was measured, and on what."""
 
@@ -127,3 +145,6 @@ class Statistics(Model):
 
     reservoir: Annotated[int, Field(ge=0)] = 0
     """The most tokens that are kept of a module; 0: none are."""
+
+    folds: tuple[ProvenFold, ...] = ()
+    """The edges that were proven on the model; nothing else is folded."""

@@ -5,6 +5,7 @@ from quantrecipe.converter.calibration.files import (
     open_statistics,
     write_statistics,
 )
+from quantrecipe.converter.calibration.folding import check_folds
 from quantrecipe.converter.calibration.measurements import (
     Measurements,
     load_measurements,
@@ -17,6 +18,7 @@ __all__ = [
     "Measurements",
     "ModuleStatistics",
     "StatisticsFile",
+    "check_folds",
     "load_measurements",
     "merge_statistics",
     "observe",
