@@ -12,7 +12,7 @@ from typing import Any, Final
 from quantrecipe.cli.tables import human_bytes, table
 from quantrecipe.schema.base import Model
 from quantrecipe.schema.name_groups import collapse, natural, skeleton
-from quantrecipe.schema.plan import Plan, PlannedModule, PlannedTensor
+from quantrecipe.schema.plan import Plan, PlannedModule, PlannedTensor, SmoothingGroup
 from quantrecipe.schema.schemes import AnyWeight, ClipSearch, PlainWeight, ScaledWeight, Scheme
 
 _TITLES: Final = MappingProxyType(
@@ -67,6 +67,9 @@ def plan_text(plan: Plan) -> str:
         modules = [module for module in plan.modules if module.disposition == disposition]
         if modules:
             lines += [*_modules(title, modules, several=len(plan.parts) > 1), ""]
+    shared = _shared_factors(plan)
+    if shared:
+        lines += [*shared, ""]
     if plan.others:
         size = human_bytes(sum(other.output.nbytes for other in plan.others))
         lines += [f"Copied as they are: {_count(len(plan.others), 'other tensor')}, {size}", ""]
@@ -144,6 +147,33 @@ def _modules(title: str, modules: Sequence[PlannedModule], *, several: bool) -> 
         for reason, note in notes.items()
     ]
     return [f"{title}: {head}", *textwrap.indent("\n".join([text, *below]), "  ").splitlines()]
+
+
+def _shared_factors(plan: Plan) -> list[str]:
+    """Which modules share their smoothing factors: groups that differ in numbers in one line."""
+    groups = [group for group in plan.smoothing_groups if len(group.modules) > 1]
+    if not groups:
+        return []
+    alike: dict[tuple[tuple[str, ...], ...], list[SmoothingGroup]] = {}
+    for group in groups:
+        key = tuple(tuple(map(skeleton, names)) for names in (group.modules, group.unsmoothed))
+        alike.setdefault(key, []).append(group)
+    count = sum(len(group.modules) for group in groups)
+    lines = [f"Shared smoothing factors: {count:,} modules in {_count(len(groups), 'group')}"]
+    for members in alike.values():
+        text = f"{len(members):>4,} x {_names_of(group.modules for group in members)}"
+        if members[0].unsmoothed:
+            text += f"; not smoothed: {_names_of(group.unsmoothed for group in members)}"
+        lines.append(
+            textwrap.fill(text, _WIDTH, initial_indent="  ", subsequent_indent="         ")
+        )
+    return "\n".join(lines).splitlines()
+
+
+def _names_of(groups: Iterable[tuple[str, ...]]) -> str:
+    """Groups of as many names each: patterns of all first names, all second ones, and so on."""
+    patterns = [found.pattern for names in zip(*groups, strict=True) for found in collapse(names)]
+    return ", ".join(map(_shortened, dict.fromkeys(patterns)))
 
 
 def _agreed(header: str, cells: Sequence[str], prefix: str = "") -> _Column:
@@ -260,6 +290,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "tensor": _tensor(other.output),
             }
             for other in plan.others
+        ],
+        "smoothing_groups": [
+            {
+                "part": group.part,
+                "modules": list(group.modules),
+                "unsmoothed": list(group.unsmoothed),
+            }
+            for group in plan.smoothing_groups
         ],
         "files": [
             {"path": file.path, "bytes": file.size, "tensors": len(file.tensors)}

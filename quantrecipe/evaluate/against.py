@@ -223,6 +223,7 @@ class _Against:
             prefer_compiled=self.compiled,
         )
         self.problems += found.problems
+        self._factors(locked)
         self.measured.append(
             ModuleError(
                 locked.part,
@@ -236,6 +237,22 @@ class _Against:
         if locked.error is not None:
             for message in _differences(locked.error, found):
                 self._note("error-differs", message, info)
+
+    def _factors(self, locked: LockedModule) -> None:
+        """Inputs are divided by the factors as stored: they are positive, and as round as said."""
+        info = self.output.module(locked.name, locked.part).tensors.get("smoothing")
+        if info is None:
+            return
+        factors = self.output.tensor(info)
+        wrong = ~(factors > 0)
+        what = "is not positive"
+        if locked.smoothing is not None and locked.smoothing.power_of_two:
+            wrong |= torch.frexp(factors).mantissa != 0.5
+            what = "is no power of two"
+        if bool(wrong.any()):
+            index = int(wrong.nonzero()[0])
+            message = f"the factor {float(factors[index])!r} at index {index} {what}"
+            self._note("bad-factor", message, info)
 
     def _kept(self, locked: LockedModule, source: StoredModule, output: StoredModule) -> None:
         shape = source.out_features, source.in_features

@@ -19,6 +19,7 @@ from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
 from quantrecipe.schema.selection import Taken, select
+from quantrecipe.schema.siblings import Siblings, smoothing_groups, tie
 from quantrecipe.schema.tensors import OutputTensor
 
 _SUFFIX: Final = ".safetensors"
@@ -36,6 +37,7 @@ def check_lock(lock: Lock) -> Iterator[Problem]:
     yield from _sources(lock)
     yield from _tensors(lock)
     yield from _modules(lock)
+    yield from _smoothing_groups(lock)
     yield from _others(lock)
 
 
@@ -246,6 +248,40 @@ def _measured(recipe: Recipe, pointer: str, module: LockedModule) -> Iterator[Pr
     if least is not None and found is not None and found < least:
         message = f"{found:.2f} dB, and the recipe asks for {least:g} dB"
         yield _wrong(f"{pointer}/error/sqnr_db", message, module.name, "bound-missed")
+
+
+def _smoothing_groups(lock: Lock) -> Iterator[Problem]:
+    """Every smoothed module in one group, as the recipe ties them, and one set of factors in each.
+
+    Where the recipe ties none itself, the groups come from the statistics file, which is no part
+    of the output; what they are is taken from the lock.
+    """
+    groups = lock.smoothing_groups or ()
+    smoothing = {(m.part, m.name): m.smoothing for m in lock.modules if m.smoothing is not None}
+    names: dict[str, list[str]] = {part: [] for part in lock.recipe.source.parts}
+    for module in lock.modules:
+        names.setdefault(module.part, []).append(module.name)
+    ties = tuple(Siblings(group.part, group.modules) for group in groups)
+    if lock.recipe.siblings is not None:
+        ties = tie(lock.recipe.siblings, names).siblings
+    expected = [(group.part, group.modules) for group in smoothing_groups(lock.modules, ties)]
+    if [(group.part, group.modules) for group in groups] != expected:
+        message = "the groups are not those that the recipe makes of the smoothed modules"
+        yield _wrong("/smoothing_groups", message, kind="not-the-plan")
+        return
+    stored = {
+        (module.part, module.name): module.tensors["smoothing"].xxh3_128
+        for module in lock.modules
+        if "smoothing" in module.tensors
+    }
+    for index, group in enumerate(groups):
+        of = smoothing[group.part, group.modules[0]]
+        if of is not None and group.alpha not in of.candidates:
+            message = f"alpha is {group.alpha}, and the recipe does not say so"
+            yield _wrong(f"/smoothing_groups/{index}/alpha", message, kind="not-the-plan")
+        if len({stored.get((group.part, name)) for name in group.modules}) > 1:
+            message = f"{', '.join(group.modules)} of part {group.part!r} store different factors"
+            yield _wrong(f"/smoothing_groups/{index}", message)
 
 
 def _others(lock: Lock) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from quantrecipe.converter.executors import ExecutorError
 from quantrecipe.schema.problems import InvalidInput, OutputError
 from tests.converter.dying import Dying
 from tests.converter.making import parsed, recipe, result_of, save, save_statistics, weight_spec
+from tests.converter.smoothed_model import CHANNELS, Model
 from tests.converter.test_streaming import grid_of_everything
 
 
@@ -85,6 +86,13 @@ def test_smoothing_elsewhere(tmp_path: Path, source: Path, processes: Executor) 
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(recipe(target="transformerlab", schemes={"all": scheme})))
     check(source, tmp_path, processes, path)
+
+
+def test_choosing_alpha_elsewhere(tmp_path: Path, processes: Executor) -> None:
+    model = Model(tmp_path, 4, {"0.w1": ("bfloat16", 9), "0.w3": ("float32", 7)})
+    model.keep_tokens({"0.w1": torch.randn(4, CHANNELS)})
+    path = model.recipe(weight_spec("int8"), {"search": [0.2, 0.8]}, siblings=[["*.w1", "*.w3"]])
+    check(model.source, tmp_path, processes, path)
 
 
 def test_a_worker_that_dies_in_the_middle_is_replaced(

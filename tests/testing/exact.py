@@ -236,8 +236,13 @@ def dequantize(codes: Tensor, scale: Tensor, spec: Spec) -> Tensor:
     return Tensor("float32", codes.shape, tuple(flat))
 
 
-def smoothing_factors(inputs: Sequence[float], weight: Tensor, alpha: float) -> Tensor:
-    """``inputs^alpha / max|W|^(1 - alpha)`` by column; 1 where either is zero."""
+def smoothing_factors(
+    inputs: Sequence[float], weight: Tensor, alpha: float, *, power_of_two: bool = False
+) -> Tensor:
+    """``inputs^alpha / max|W|^(1 - alpha)`` by column; 1 where either is zero.
+
+    ``power_of_two`` rounds to the nearest one, by ratio.
+    """
     found = []
     for column, measured in enumerate(inputs):
         largest = max(abs(row[column]) for row in weight.rows)
@@ -248,7 +253,12 @@ def smoothing_factors(inputs: Sequence[float], weight: Tensor, alpha: float) -> 
             context.prec = 60
             power = Decimal(measured) ** Decimal(alpha)
             power /= Decimal(largest) ** (1 - Decimal(alpha))
-        found.append(FLOAT32.round(Fraction(power)))
+        factor = FLOAT32.round(Fraction(power))
+        if power_of_two:
+            exponent = math.frexp(factor)[1] - 1
+            up = Fraction(factor) ** 2 >= Fraction(2) ** (2 * exponent + 1)
+            factor = 2.0 ** (exponent + up)
+        found.append(factor)
     return Tensor("float32", (len(found),), tuple(found))
 
 

@@ -553,6 +553,34 @@ SMOOTHING = [
     ),
 ]
 
+GATE = tensor("float32", [[0.5, -0.25, 0.0, 1.0], [0.25, 4.0, -0.0, 0.5]])
+UP = tensor("bfloat16", [[-3.0, 0.125, 0.0, 0.25], [0.5, 0.5, 0.75, 0.0], [1.0, 1.0, 0.0, 0.0]])
+SIBLING: dict[str, Any] = {
+    "measured": ((4.5, 1.0, 3.0, 0.0), (2.0, 0.5, 1.0, 0.0)),
+    "activation": True,
+    "inputs": (SMOOTHED_INPUT,),
+}
+SMOOTHING += [
+    Case(
+        "smoothing-siblings",
+        "two modules with the same input share their factors",
+        "max|W| is over the weights of both, and both store the same factors. The third has its "
+        "own.",
+        (
+            Linear("mlp.gate", GATE, beside=(UP,), **SIBLING),
+            Linear("mlp.up", UP, beside=(GATE,), **SIBLING),
+            Linear("mlp.down", GATE, **SIBLING),
+        ),
+        fields={"siblings": [["*.gate", "*.up"]]},
+    ),
+    Case(
+        "smoothing-power-of-two",
+        "factors rounded to powers of two",
+        "Each factor is the nearest power of two by ratio: from the square root of 2 on it is 2.",
+        (Linear("a", GATE, power_of_two=True, **SIBLING),),
+    ),
+]
+
 # Parts and files
 
 

@@ -48,6 +48,9 @@ class Linear:
         spec: how it is to be stored; ``None``: in ``dtype``.
         dtype: of a module that no scheme takes; ``None``: its own, or that of its scale is kept.
         measured: input maxima by bin and channel, where it is smoothed.
+        alpha: of its smoothing.
+        beside: weights of the siblings that it shares its factors with.
+        power_of_two: whether factors are rounded to one.
         activation: whether inputs are quantized at run time.
         inputs: what the loaded module is called with.
     """
@@ -61,6 +64,9 @@ class Linear:
     spec: Spec | None = INT8
     dtype: str | None = None
     measured: tuple[tuple[float, ...], ...] = ()
+    alpha: float = 0.5
+    beside: tuple[Tensor, ...] = ()
+    power_of_two: bool = False
     activation: bool = False
     inputs: tuple[Tensor, ...] = ()
 
@@ -77,7 +83,11 @@ class Linear:
         if not self.measured:
             return None
         largest = [max(column) for column in zip(*self.measured, strict=True)]
-        return smoothing_factors(largest, cast(self.meaning, "float32"), 0.5)
+        together = [cast(weight, "float32") for weight in (self.meaning, *self.beside)]
+        rows = [row for weight in together for row in weight.rows]
+        return smoothing_factors(
+            largest, tensor("float32", rows), self.alpha, power_of_two=self.power_of_two
+        )
 
     @property
     def smoothed(self) -> Tensor:
@@ -238,8 +248,10 @@ def recipe(linears: Iterable[Linear], source: Any, target: Any, **fields: Any) -
         if linear.activation:
             scheme |= W8A8
         if linear.measured:
-            smoothing = {"kind": "smoothquant", "alpha": 0.5, "apply": "online"}
+            smoothing = {"kind": "smoothquant", "alpha": linear.alpha, "apply": "online"}
             scheme["smoothing"] = {**smoothing, "statistics": "statistics.safetensors"}
+            if linear.power_of_two:
+                scheme["smoothing"]["power_of_two"] = True
         name = next((n for n, known in schemes.items() if known == scheme), None)
         if name is None:
             name = f"s{len(schemes) + 1}"
