@@ -22,6 +22,10 @@ def summary_text(done: Conversion) -> str:
         lines.append(f"  {count:>5,} {how:<24} {weight}")
     if lock.others:
         lines.append(f"  {len(lock.others):>5,} other tensors, copied")
+    if any(m.smoothing is not None and len(m.smoothing.candidates) > 1 for m in lock.modules):
+        chosen = Counter(group.alpha for group in lock.smoothing_groups or ())
+        counts = ", ".join(f"{alpha:g} in {count:,}" for alpha, count in sorted(chosen.items()))
+        lines.append(f"  alpha by group of siblings: {counts}")
     measured = [module for module in lock.modules if module.error is not None]
     if measured:
         worst = min(measured, key=_sqnr)

@@ -94,7 +94,9 @@ class FactorWorker:
             for start, stop in blocks:
                 with naming(info, start):
                     transform.column_absmax(*rows.stored_on(self._device, start, stop), out)
-            return out.cpu()
+                # Once it is here, the block has been read, and its memory may be used again.
+                (found,) = self._device.give("column absmax", out)
+            return found.clone()
 
     def product_errors(self, search: _Search, check: Callable[[], None]) -> list[float]:
         """The output error of a module for each candidate.

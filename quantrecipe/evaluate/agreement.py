@@ -275,8 +275,7 @@ def _smoothing_groups(lock: Lock) -> Iterator[Problem]:
         if "smoothing" in module.tensors
     }
     for index, group in enumerate(groups):
-        of = smoothing[group.part, group.modules[0]]
-        if of is not None and group.alpha not in of.candidates:
+        if group.alpha not in smoothing[group.part, group.modules[0]].candidates:
             message = f"alpha is {group.alpha}, and the recipe does not say so"
             yield _wrong(f"/smoothing_groups/{index}/alpha", message, kind="not-the-plan")
         if len({stored.get((group.part, name)) for name in group.modules}) > 1:

@@ -142,24 +142,27 @@ def _fits_nothing(pattern: str, pointer: str, names: Mapping[str, Iterable[str]]
 def differing(ties: Iterable[Siblings], modules: Iterable[PlannedModule]) -> Iterator[Problem]:
     """Siblings that cannot share factors: each list of the recipe once.
 
-    All have as many input features, and all that are quantized the same smoothing.
+    All have as many input features. Those that a recipe ties are smoothed alike, as far as they are
+    quantized; those that were found share factors with whom they are smoothed alike.
     """
     known = {(module.part, module.name): module for module in modules}
     told: set[str | None] = set()
     for group in ties:
         members = [known[group.part, name] for name in group.modules if (group.part, name) in known]
         quantized = [member for member in members if _is_quantized(member)]
-        for first, other in [
-            *((members[0], member) for member in members),
-            *((quantized[0], member) for member in quantized),
-        ]:
-            message = _difference(first, other)
+        pairs = [(members[0], member, _other_inputs) for member in members]
+        if group.pointer is not None:
+            pairs += [(quantized[0], member, _other_smoothing) for member in quantized]
+        for first, other, difference in pairs:
+            message = difference(first, other)
             if message is not None and group.pointer not in told:
                 told.add(group.pointer)
                 yield Problem(
                     "siblings-differ",
                     f"{first.name!r} and {other.name!r} of part {group.part!r} {message}",
-                    hint="Siblings that are quantized have schemes with the same smoothing.",
+                    hint="Take one out of the list, or give both schemes the same smoothing."
+                    if group.pointer is not None
+                    else "The statistics are not of this model: measure again.",
                     pointer=group.pointer,
                 )
 
@@ -168,14 +171,17 @@ def _is_quantized(module: PlannedModule) -> bool:
     return module.disposition == "quantized" and isinstance(module.weight, ScaledWeight)
 
 
-def _difference(first: PlannedModule, other: PlannedModule) -> str | None:
+def _other_inputs(first: PlannedModule, other: PlannedModule) -> str | None:
     features = first.source.in_features, other.source.in_features
-    if features[0] != features[1]:
-        return f"have {features[0]} and {features[1]} input features: their inputs differ"
-    both = _is_quantized(first) and _is_quantized(other)
-    if both and first.smoothing != other.smoothing:
-        return f"are smoothed differently, by schemes {first.scheme!r} and {other.scheme!r}"
-    return None
+    if features[0] == features[1]:
+        return None
+    return f"have {features[0]} and {features[1]} input features: their inputs differ"
+
+
+def _other_smoothing(first: PlannedModule, other: PlannedModule) -> str | None:
+    if first.smoothing == other.smoothing:
+        return None
+    return f"are smoothed differently, by schemes {first.scheme!r} and {other.scheme!r}"
 
 
 def folded(sites: Iterable[FoldSite]) -> Iterator[Siblings]:

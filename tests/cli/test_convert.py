@@ -34,6 +34,7 @@ from tests.converter.making import (
     tree,
     weight_spec,
 )
+from tests.converter.smoothed_model import CHANNELS, Model
 
 THIRD_PARTY = Path(__file__).parents[1] / "converter" / "third_party"
 OUTPUT = ["model.safetensors", "recipe.json", "recipe.lock.json"]
@@ -108,6 +109,15 @@ def test_the_summary_for_people(run: Run, folder: Path) -> None:
     ]
     assert lines[7].strip() == str(Path("out/recipe.lock.json"))
     assert sorted(tree(Path("out"))) == OUTPUT
+
+
+def test_the_summary_says_which_alpha_was_chosen(run: Run, tmp_path: Path) -> None:
+    model = Model(tmp_path, 1, {"a": ("bfloat16", 4), "b": ("bfloat16", 4)})
+    model.keep_tokens({name: torch.zeros(1, CHANNELS) for name in "ab"})
+    path = model.recipe(weight_spec("int8"), {"search": [0.75, 0.25]})
+    ended = run("--recipe", str(path), str(model.source), "--out", str(tmp_path / "out"))
+    assert ended.code == 0
+    assert "  alpha by group of siblings: 0.25 in 2" in ended.stdout.splitlines()
 
 
 def test_the_summary_for_machines(run: Run, folder: Path) -> None:

@@ -178,6 +178,31 @@ def test_warnings_are_told(headers: ModuleType) -> None:
     assert "warning: [x.input_scale]: static activation scales" in text
 
 
+def test_who_shares_smoothing_factors_is_told(headers: ModuleType) -> None:
+    smoothing = {"kind": "smoothquant", "apply": "online", "statistics": "s"}
+    scheme = headers.INT8 | {"smoothing": smoothing | {"alpha": {"search": [0.5, 0.25]}}}
+    fields: dict[str, Any] = {
+        "schemes": {"a": scheme},
+        "siblings": [["*.q", "*.k"], ["*.w1", "*.w3"]],
+        "protected": [{"modules": ["3.w3"], "dtype": "bfloat16", "reason": "spikes"}],
+    }
+    names = [f"{index}.{name}" for index in range(3) for name in ("q", "k", "w1", "w3", "o")]
+    tensors = [headers.linear(name, 8, 8) for name in [*names, "3.w1", "3.w3", "4.q", "4.k"]]
+    text = text_of(headers, [headers.source(*tensors)], **fields)
+    said = text[text.index("Shared smoothing factors") :].splitlines()
+    assert said[:3] == [
+        "Shared smoothing factors: 14 modules in 7 groups",
+        "     4 x {0..2,4}.k, {0..2,4}.q",
+        "     3 x {0..2}.w1, {0..2}.w3",
+    ]
+    assert not said[3]
+    assert "smoothquant alpha 0.25 or 0.5 applied online" in text
+    groups = plan_json(make_plan(headers.recipe(**fields), [headers.source(*tensors)]))
+    assert {"part": "model", "modules": ["3.w1"], "unsmoothed": ["3.w3"]} in groups[
+        "smoothing_groups"
+    ]
+
+
 # -- JSON -----------------------------------------------------------------------------------------
 
 

@@ -238,6 +238,35 @@ def test_siblings_that_calibration_found_hold_where_a_recipe_names_none(
     assert verify(out, against=model.source).problems == ()
 
 
+def test_found_siblings_share_with_whom_they_are_smoothed_alike(tmp_path: Path) -> None:
+    model = Model(tmp_path, 3, THREE)
+    model.find_siblings(list(THREE))
+    path = model.recipe(weight_spec("int8"))
+    document = json.loads(path.read_text())
+    schemes = document["schemes"]
+    schemes["other"] = json.loads(json.dumps(schemes["all"]))
+    schemes["other"]["smoothing"]["alpha"] = 0.25
+    document["rules"].insert(0, {"modules": ["0.w3"], "scheme": "other"})
+    path.write_text(json.dumps(document))
+    groups = plan(path, model.source).smoothing_groups
+    assert [group.modules for group in groups] == [("0.w1", "o"), ("0.w3",)]
+    out = convert(path, model.source, tmp_path / "out").out
+    assert verify(out, against=model.source).problems == ()
+
+
+def test_pieces_of_a_split_module_are_siblings_of_its_siblings(tmp_path: Path) -> None:
+    model = Model(tmp_path, 3, {"qkv": ("bfloat16", 12), "gate": ("bfloat16", 5)})
+    model.find_siblings(["gate", "qkv"])
+    path = model.recipe(weight_spec("int8"))
+    document = json.loads(path.read_text())
+    document["target"]["layout"]["names"] = [{"from": "qkv", "into": ["q", "k", "v"]}]
+    path.write_text(json.dumps(document))
+    (group,) = plan(path, model.source).smoothing_groups
+    assert group.modules == ("gate", "k", "q", "v")
+    out = convert(path, model.source, tmp_path / "out").out
+    assert verify(out, against=model.source).problems == ()
+
+
 # Choosing alpha
 
 
