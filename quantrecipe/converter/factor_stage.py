@@ -28,7 +28,7 @@ from quantrecipe.converter.devices import Device
 from quantrecipe.converter.engine import Means
 from quantrecipe.converter.executors import call_each
 from quantrecipe.converter.factors import Factors, GroupFactors
-from quantrecipe.converter.measured import Measured
+from quantrecipe.converter.measured import Measured, column_importance
 from quantrecipe.converter.products import ProductErrors
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.smoothing import smoothquant_factors
@@ -108,6 +108,10 @@ class FactorWorker:
         assert smoothing is not None
         with Measured(self._setup.statistics[smoothing.statistics]) as measured:
             tokens, measured_as = measured.input_tokens(search.tokens_of)
+        importances = [
+            column_importance(self._setup.statistics, search.module, factors)
+            for factors in search.candidates
+        ]
         with self._device.working():
             errors = ProductErrors(
                 search.module,
@@ -115,6 +119,7 @@ class FactorWorker:
                 tokens,
                 measured_as,
                 search.candidates,
+                importances,
                 self._device,
                 self._setup.block_bytes,
                 compiled=self._setup.compiled,

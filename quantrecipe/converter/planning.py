@@ -197,8 +197,7 @@ def _unmeasured(planned: Plan, name: str, file: SourceFileInfo) -> Iterator[Prob
                 tensor = statistics_tensor(module, file.tensors, "tokens")
                 message = _not_counted(file.tensors.get(tensor), bins)
             if message is not None:
-                where = {"file": str(file.path), "tensor": tensor}
-                yield Problem("statistics-mismatch", message, **where)
+                yield Problem("statistics-mismatch", message, file=str(file.path), tensor=tensor)
 
 
 def _not_counted(info: TensorInfo | None, bins: int) -> str | None:

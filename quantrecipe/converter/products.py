@@ -51,6 +51,8 @@ class ProductErrors:
         tokens: float32 ``[tokens, in]``, finite.
         measured_as: the tensor that they were read from.
         candidates: float32 ``[candidates, in]``, the factors.
+        importances: for each candidate what columns count for the quantizer, float32 ``[in]``, or
+            ``None``.
         device: where to compute.
         block_bytes: about how many bytes of float32 weights to hold at a time.
         compiled: whether compiled loops are worth starting.
@@ -63,6 +65,7 @@ class ProductErrors:
         tokens: Tensor,
         measured_as: TensorInfo,
         candidates: Tensor,
+        importances: Sequence[Tensor | None],
         device: Device,
         block_bytes: int,
         *,
@@ -77,6 +80,7 @@ class ProductErrors:
         self._tokens = tokens.to(device.name)
         self._measured_as = measured_as
         self._candidates = candidates.to(device.name)
+        self._importances = [None if one is None else one.to(device.name) for one in importances]
         self._transform: BlockTransform = block_transform(
             PlainWeight(format="float32"), module.weight, prefer_compiled=compiled
         )
@@ -98,7 +102,7 @@ class ProductErrors:
             exact = _Whole.of(block).times(tokens)
             for place, factors in enumerate(self._candidates):
                 with naming(self._module.source.tensors["weight"], start):
-                    stored = self._stored(block, factors, scales[place])
+                    stored = self._stored(block, factors, scales[place], self._importances[place])
                 with naming(self._measured_as):
                     inputs = _as_quantized(self._tokens / factors, self._module.activation)
                 found = _Whole.of(stored).times(_Whole.of(inputs))
@@ -127,14 +131,16 @@ class ProductErrors:
         with naming(self._module.source.tensors["weight"]):
             return [get_format(self._weight).scales(each, self._weight) for each in largest]
 
-    def _stored(self, block: Tensor, factors: Tensor, scale: Tensor | None) -> Tensor:
+    def _stored(
+        self, block: Tensor, factors: Tensor, scale: Tensor | None, importance: Tensor | None
+    ) -> Tensor:
         """A block as its codes and scales mean it, float32 ``[rows, in]``."""
         memory, fmt = self._device.memory, get_format(self._weight)
         codes = memory.view("codes out", tuple(block.shape), fmt.code_dtype)
         if scale is None:
             grid = self._weight.scale_grid(*block.shape)
             scale = memory.view("scales out", grid, TORCH_DTYPES[self._weight.scale_dtype])
-        self._transform(block, None, factors, codes, scale)
+        self._transform(block, None, factors, codes, scale, importance)
         return fmt.decode(codes, scale, self._weight)
 
 

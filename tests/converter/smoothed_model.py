@@ -38,7 +38,11 @@ class Model:
 
     def keep_tokens(self, tokens: Mapping[str, Tensor]) -> None:
         """Add tokens to the statistics file."""
-        self._rewrite({f"model/{name}/input_tokens": each for name, each in tokens.items()}, {})
+        self.add({f"{name}/input_tokens": each for name, each in tokens.items()})
+
+    def add(self, measured: Mapping[str, Tensor]) -> None:
+        """Add what else was measured to the statistics file."""
+        self._rewrite({f"model/{name}": each for name, each in measured.items()}, {})
 
     def find_siblings(self, *groups: Sequence[str]) -> None:
         """Have the statistics file name siblings."""

@@ -27,6 +27,7 @@ from quantrecipe.converter.smoothing import smoothquant_factors
 from quantrecipe.converter.units import cut
 from quantrecipe.converter.working import Setup
 from quantrecipe.evaluate import verify
+from quantrecipe.loaders import load_state_dict
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import InvalidInput
 from quantrecipe.testing.strategies import GROUP_SIZE
@@ -304,6 +305,36 @@ def test_the_candidate_with_the_least_error_is_taken(seed: int, unit: int, jobs:
         kept = tokens if group.modules != ("o",) else tokens.bfloat16().float()
         errors = {a: simulated(model, group.modules, kept, a) for a in SEARCH["search"]}
         assert errors[group.alpha] <= min(errors.values()) * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("quantizer", ["absmax", "clip-search"])
+def test_the_choice_is_the_best_of_the_conversions_that_it_chose_from(
+    tmp_path: Path, quantizer: str
+) -> None:
+    model = Model(tmp_path, 8, {"a": ("bfloat16", 30), "b": ("float32", 20)})
+    rng = np.random.default_rng(3)
+    largest = torch.maximum(model.inputs["a"], model.inputs["b"]).amax(0)
+    tokens = torch.from_numpy(rng.standard_normal((12, CHANNELS))).float() * largest
+    moments = tokens.double().square().mean(0).expand(2, -1).contiguous()
+    model.keep_tokens({"a": tokens})
+    model.add({f"{name}/input_second_moment": moments.clone() for name in "ab"})
+    weight = weight_spec("int8")
+    if quantizer == "clip-search":
+        search = {"kind": quantizer, "min_clip_ratio": 0.5, "steps": 5}
+        weight["quantizer"] = search | {"statistics": "s.safetensors"}
+    siblings = {"siblings": [["a", "b"]]}
+    errors: dict[float, float] = {}
+    for alpha in SEARCH["search"]:
+        path = model.recipe(weight, alpha, **siblings)
+        loaded = load_state_dict(convert(path, model.source, tmp_path / str(alpha)).out)
+        errors[alpha] = sum(
+            float((tokens.double() @ (exact - loaded[f"{name}.weight"]).double().T).square().sum())
+            for name, exact in model.weights.items()
+        )
+    path = model.recipe(weight, SEARCH, **siblings)
+    (group,) = read_lock(convert(path, model.source, tmp_path / "out").out)["smoothing_groups"]
+    assert sorted(errors.values())[1] > 1.01 * min(errors.values())
+    assert errors[group["alpha"]] == min(errors.values())
 
 
 def test_of_equals_the_smallest_alpha_is_taken(tmp_path: Path) -> None:
