@@ -111,6 +111,7 @@ assert "torch" not in sys.modules, "torch was imported"
         ["convert", "--help"],
         ["rank", "--help"],
         ["tune", "--help"],
+        ["calibrate", "--help"],
         ["validate", RECIPE],
         ["schema"],
         ["recipes"],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import pkgutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
 import click
 
+from quantrecipe.cli.functions import find_function
 from quantrecipe.cli.running import reporting
 from quantrecipe.schema.dtypes import PlainDType
 from quantrecipe.schema.placement import parse_size
@@ -18,7 +17,7 @@ from quantrecipe.schema.problems import OutputError
 
 if TYPE_CHECKING:
     from quantrecipe.converter import OpenRecipe
-    from quantrecipe.converter.ranking import Evaluate, Order, Ranking
+    from quantrecipe.converter.ranking import Order, Ranking
     from quantrecipe.schema.plan import Plan
     from quantrecipe.schema.recipe import Recipe
 
@@ -186,7 +185,7 @@ def rank(
     from quantrecipe.cli.rank_view import Found, ranking_json, ranking_text, warnings
     from quantrecipe.converter.ranking import choose, ladder, plotting, protect, trade_off
 
-    evaluate = None if function is None else _function(function)
+    evaluate = None if function is None else find_function(function, "--ladder")
     with reporting(as_json):
         if picture is not None:
             plotting.check_plotting()
@@ -263,23 +262,6 @@ def _ranked(
                 jobs=jobs,
                 progress=progress.advance,
             )
-
-
-def _function(text: str) -> Evaluate:
-    """The function that ``module:function`` names; modules in the working folder count."""
-    module, _, attribute = text.partition(":")
-    if not module or not attribute:
-        raise click.BadParameter(f"{text!r}: give MODULE:FUNCTION.", param_hint="'--ladder'")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = pkgutil.resolve_name(text)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise click.BadParameter(f"{text!r}: {error}.", param_hint="'--ladder'") from error
-    if not callable(found):
-        raise click.BadParameter(f"{text!r} is no function.", param_hint="'--ladder'")
-    evaluate: Evaluate = found
-    return evaluate
 
 
 def _check_out(out: Path, loaded: OpenRecipe, force: bool) -> None:

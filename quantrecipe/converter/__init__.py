@@ -2,7 +2,7 @@
 
 from quantrecipe.converter.devices import check_devices
 from quantrecipe.converter.engine import Means
-from quantrecipe.converter.planning import OpenRecipe, open_recipe, plan
+from quantrecipe.converter.planning import OpenRecipe, open_recipe, plan, statistics_files
 from quantrecipe.converter.protocol import (
     DEFAULT_BLOCK_BYTES,
     Converter,
@@ -35,4 +35,5 @@ __all__ = [
     "find_converter",
     "open_recipe",
     "plan",
+    "statistics_files",
 ]

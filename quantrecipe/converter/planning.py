@@ -96,7 +96,7 @@ def plan(
         check_capabilities(loaded.recipe, find_converter(converter))
         root = _source_root(loaded, source)
         parts = open_parts(root, loaded.recipe.source.parts)
-        planned = _with_statistics(make_plan(loaded.recipe, parts, _statistics_files(loaded)))
+        planned = _with_statistics(make_plan(loaded.recipe, parts, statistics_files(loaded)))
         if loaded.recipe.target.emit_loader:
             emitted = {LOADER_NAME: loader_source(planned)}
             return replace(planned, extra_files={**planned.extra_files, **emitted})
@@ -121,7 +121,8 @@ def _source_root(loaded: OpenRecipe, source: Path | str | None) -> Path:
     )
 
 
-def _statistics_files(loaded: OpenRecipe) -> dict[str, Path]:
+def statistics_files(loaded: OpenRecipe) -> dict[str, Path]:
+    """The statistics files that the schemes of a recipe name, and where each lies."""
     return {
         name: loaded.folder / name
         for scheme in loaded.recipe.schemes.values()

@@ -13,8 +13,10 @@ from quantrecipe.converter.calibration.measurements import (
 )
 from quantrecipe.converter.calibration.module import ModuleStatistics
 from quantrecipe.converter.calibration.observing import observe
+from quantrecipe.converter.calibration.running import Calibration
 
 __all__ = [
+    "Calibration",
     "Measurements",
     "ModuleStatistics",
     "StatisticsFile",

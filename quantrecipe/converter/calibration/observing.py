@@ -85,10 +85,10 @@ def observe(
         raise ValueError(f"a reservoir of {reservoir} tokens")
     _check_runs_as_it_is(model, part)
     if into is None:
-        into = Measurements(name or type(model).__name__, _bins(timesteps), reservoir)
+        into = Measurements(name or type(model).__name__, bins_of(timesteps), reservoir)
         finds = None if timesteps is None else _finder(model, part, timestep)
     else:
-        finds = None if into.bins == _bins(None) else _finder(model, part, timestep)
+        finds = None if into.bins == bins_of(None) else _finder(model, part, timestep)
     chosen = (
         by_recipe(model, recipe, part)
         if recipe is not None
@@ -105,7 +105,12 @@ def observe(
             handle.remove()
 
 
-def _bins(edges: Sequence[float] | None) -> tuple[tuple[float, float], ...]:
+def bins_of(edges: Sequence[float] | None) -> tuple[tuple[float, float], ...]:
+    """The timestep bins between edges; one bin where there are no timesteps.
+
+    Raises:
+        ValueError: there are fewer than two edges, or they do not ascend.
+    """
     if edges is None:
         return ((0.0, 1.0),)
     numbers = [float(edge) for edge in edges]

@@ -8,6 +8,7 @@ Run by ``test_distributed.py``. They are forked, so that torch is imported once.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from quantrecipe.converter.calibration import Measurements, observe
+from quantrecipe.cli.calibrate import calibrate
+from quantrecipe.converter.calibration import Calibration, Measurements, observe
 from quantrecipe.schema.problems import InvalidInput
 
 PROCESSES, ROWS, WIDTH = 4, 22, 5
@@ -56,8 +58,28 @@ def measure(share: range) -> Measurements:
     return stats
 
 
-def work(rank: int, folder: Path) -> None:
+def run_share(calibration: Calibration) -> None:
+    """What ``calibrate --run`` calls."""
+    torch.manual_seed(0)
+    model = Pair()
+    with calibration.observe(model):
+        for index in range(int(os.environ["RANK"]), ROWS, PROCESSES):
+            model(rows()[index : index + 1], index / (ROWS - 1))
+
+
+def work(rank: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
+    as_library(rank, folder)
+    # As torchrun tells its processes.
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(PROCESSES), **meeting}
+    arguments = ["--run", "processes:run_share", "--out", str(folder / "command.safetensors")]
+    recipe = str(folder / "recipe.json")
+    calibrate.main([*arguments, "--recipe", recipe], standalone_mode=False)
+    sys.stdout.flush()
+
+
+def as_library(rank: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES
     )
@@ -75,13 +97,16 @@ def work(rank: int, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     children = []
     for rank in range(PROCESSES):
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                work(rank, folder)
+                work(rank, folder, port)
                 code = 0
             except BaseException:  # noqa: BLE001 - it must not go on as its parent
                 traceback.print_exc()

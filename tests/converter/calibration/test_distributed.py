@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch.distributed
 from quantrecipe.converter.calibration import open_statistics
 from tests.converter.calibration import processes
 from tests.converter.calibration.test_sums import assert_alike
+from tests.converter.making import recipe
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_four_processes_are_as_one(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe()))
     ran = subprocess.run(
         [sys.executable, processes.__file__, str(tmp_path)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -42,3 +45,9 @@ def test_four_processes_are_as_one(tmp_path: Path) -> None:
                 assert_alike(file.module(part, name), expected)
         refusal = (tmp_path / f"{rank}.txt").read_text()
         assert "only one of them has 'a' of part 'model'" in refusal
+    assert ran.stdout.count("spikiest") == 1
+    with open_statistics(tmp_path / "command.safetensors") as file:
+        tokens = file.module("model", "a").tokens
+        assert tokens is not None
+        assert tokens.tolist() == [processes.ROWS]
+        assert file.header.samples == processes.ROWS
