@@ -179,16 +179,16 @@ class ModuleSums:
             self.kept = other.kept.merged(self.kept)
 
     def statistics(self, weight_absmax: Tensor | None) -> ModuleStatistics:
-        """What a file says of it, on the CPU; a mean over no token is 0."""
+        """What a file says of it, on the CPU: a copy. A mean over no token is 0."""
         sums = self.sums.to(torch.device("cpu"))
         count = sums.tokens.clamp(min=1).double()
         kept = self.kept
         return ModuleStatistics(
-            input_absmax=sums.absmax,
+            input_absmax=sums.absmax.clone(),
             input_second_moment=sums.squares / count[:, None],
             input_moments=sums.powers / (count[:, None] * sums.channels),
-            tokens=sums.tokens,
-            token_absmax_histogram=sums.histogram,
+            tokens=sums.tokens.clone(),
+            token_absmax_histogram=sums.histogram.clone(),
             token_absmax_second_moments=sums.token_squares / count,
             weight_absmax=weight_absmax,
             input_tokens=None if kept is None else kept.tokens.cpu(),

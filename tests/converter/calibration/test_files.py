@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -257,3 +259,28 @@ def test_no_statistics_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         open_statistics(path)
     assert str(path) in str(caught.value)
+
+
+def _whole() -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "s.safetensors")
+        write_statistics(path, header(), {("model", "a"): module(), ("model", "b/c"): module()})
+        return path.read_bytes()
+
+
+WHOLE = _whole()
+
+
+@given(st.integers(0, len(WHOLE) - 1), st.integers(0, 255), st.integers(0, len(WHOLE)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damage_is_refused_or_harmless(tmp_path: Path, place: int, byte: int, end: int) -> None:
+    damaged = bytearray(WHOLE)
+    damaged[place] = byte
+    path = tmp_path / "s.safetensors"
+    for content in (damaged, WHOLE[:end]):
+        path.write_bytes(content)
+        with suppress(InvalidInput), open_statistics(path) as statistics:
+            for part, name in statistics:
+                found = statistics.module(part, name)
+                assert found.input_absmax.shape == (2, 3)
+                assert bool(found.absmax().isfinite().all())

@@ -216,6 +216,14 @@ def test_the_hash_is_pinned() -> None:
     assert hashlib.sha256(keys).hexdigest()[:16] == "0d3d95c28e9cdb2b"
 
 
+def test_statistics_stay_what_they_were() -> None:
+    found = ModuleSums.of(torch.ones(2, CHANNELS), 0, KEPT)
+    before = found.statistics(None)
+    copies = {what: tensor.clone() for what, tensor in before.tensors().items()}
+    found.add(ModuleSums.of(torch.full((1, CHANNELS), 9.0), 0, KEPT))
+    assert all(tensor.equal(copies[what]) for what, tensor in before.tensors().items())
+
+
 def no_tokens() -> Tensor:
     return torch.zeros(0, CHANNELS)
 
