@@ -29,7 +29,7 @@ from transformers import AutoTokenizer
 from quantrecipe.formats import dequantize, get_format, quantize
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.transform import block_transform
-from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight, ScaledWeight, Weight
+from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight
 
 FORMATS: Final[Mapping[str, dict[str, Any]]] = {
     "int8 channel": {"format": "int8", "granularity": "channel"},
@@ -44,7 +44,7 @@ QUANTIZERS: Final[Mapping[str, dict[str, Any]]] = {
     "clip-search": SEARCH,
     "clip-search, weighed": WEIGHED,
 }
-_ADAPTER: Final[TypeAdapter[Any]] = TypeAdapter(Weight)
+_ADAPTER: Final[TypeAdapter[AnyScaledWeight]] = TypeAdapter(AnyScaledWeight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ def main() -> None:
     ]
     speeds = [speed(name, spec) for name, spec in FORMATS.items()]
     if options.json:
-        found = {"errors": rows, "speeds": speeds}
-        print(json.dumps({k: [asdict(each) for each in v] for k, v in found.items()}, indent=2))
+        found = {"errors": [*map(asdict, rows)], "speeds": [*map(asdict, speeds)]}
+        print(json.dumps(found, indent=2))
         return
     print(f"{len(linears)} linears, {sum(layer.weight.numel() for layer in linears):,} weights\n")
     print("| format | quantizer | weights, dB | weighed, dB | outputs, dB |")
@@ -152,7 +152,8 @@ def measure(linears: list[Layer], name: str, spec: dict[str, Any], quantizer: st
             sums[0, i] += numbers.square().sum()
             sums[1, i] += (numbers.square() * layer.second_moment).sum()
             sums[2, i] += (layer.inputs @ numbers.T).square().sum()
-    return Row(name, quantizer, *(10 * math.log10(signal / noise) for signal, noise in sums))
+    weights, weighed, outputs = (10 * math.log10(float(s / n)) for s, n in sums.unbind())
+    return Row(name, quantizer, weights, weighed, outputs)
 
 
 def speed(name: str, spec: dict[str, Any], rows: int = 512, columns: int = 4096) -> Speed:
@@ -177,9 +178,7 @@ def _speed(weight: Tensor, target: AnyScaledWeight, compiled: bool = True) -> fl
 
 
 def _spec(spec: dict[str, Any], quantizer: str) -> AnyScaledWeight:
-    found = _ADAPTER.validate_python({**spec, "quantizer": QUANTIZERS[quantizer]})
-    assert isinstance(found, ScaledWeight)
-    return found
+    return _ADAPTER.validate_python({**spec, "quantizer": QUANTIZERS[quantizer]})
 
 
 if __name__ == "__main__":
