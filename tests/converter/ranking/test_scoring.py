@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantrecipe.converter import open_recipe, plan
-from quantrecipe.converter.ranking import measuring, rank
+from quantrecipe.converter import convert, open_recipe, plan
+from quantrecipe.converter.ranking import decibels, measuring, rank
 from quantrecipe.converter.ranking.measuring import rounded
 from quantrecipe.converter.smoothing import smoothquant_factors
 from quantrecipe.formats import dequantize, quantize
@@ -116,6 +116,44 @@ def test_figures_are_those_of_whole_tensors(
     assert found.spikiness.max_to_median == pytest.approx(
         float(x.abs().amax(0).max() / x.abs().amax(0).double().quantile(0.5))
     )
+
+
+CLIPPED = weight_spec("int8") | {
+    "quantizer": {"kind": "clip-search", "min_clip_ratio": 0.5, "statistics": "s.safetensors"}
+}
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("weight", [weight_spec("int8"), CLIPPED], ids=["absmax", "clip-search"])
+def test_a_weight_is_as_noisy_as_its_conversion_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: Json, smoothed: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = save(tmp_path / "m.safetensors", tensors_of("bfloat16"))
+    x = torch.randn(TOKENS, IN, generator=torch.Generator().manual_seed(0)).sinh()
+    save_observed(tmp_path / "s.safetensors", {("model", "a"): observed(x)})
+    smoothing = {"smoothing": SMOOTHING} if smoothed else {}
+    document = parsed(recipe(target=everything(), schemes=scheme(weight, **smoothing)))
+    (found,) = rank(document, source, statistics="s.safetensors").modules
+    (module,) = convert(document, source, "out").lock.modules
+    assert module.error is not None
+    assert decibels(found.weight_noise) == pytest.approx(module.error.sqnr_db, abs=0.006)
+
+
+def test_one_of_several_statistics_files_has_to_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = save(tmp_path / "m.safetensors", tensors_of("bfloat16"))
+    for name in ("s", "t"):
+        save_observed(
+            tmp_path / f"{name}.safetensors", {("model", "a"): observed(torch.ones(2, IN))}
+        )
+    smoothing = SMOOTHING | {"statistics": "t.safetensors"}
+    document = parsed(recipe(target=everything(), schemes=scheme(CLIPPED, smoothing=smoothing)))
+    with pytest.raises(InvalidInput, match="2 statistics files: s"):
+        rank(document, source)
+    assert rank(document, source, statistics="t.safetensors").modules[0].basis == "moments"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
