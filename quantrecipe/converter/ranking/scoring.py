@@ -167,7 +167,7 @@ def _own_statistics(planned: Plan) -> Path | None:
 
 
 def _siblings(planned: Plan, measured: Statistics | None) -> list[list[Key]]:
-    """Modules with the same input: those that the recipe names, or that calibration found."""
+    """Modules with the same input: that the recipe names, or calibration found; or one factor."""
     found: Iterable[Siblings] = ()
     if planned.recipe.siblings is not None:
         names: dict[str, list[str]] = {}
@@ -176,7 +176,8 @@ def _siblings(planned: Plan, measured: Statistics | None) -> list[list[Key]]:
         found = tie(planned.recipe.siblings, names).siblings
     elif measured is not None:
         found = found_siblings(planned, measured)
-    return [[(group.part, name) for name in group.modules] for group in found]
+    groups = [(group.part, group.modules) for group in (*found, *planned.smoothing_groups)]
+    return [[(part, name) for name in names] for part, names in groups]
 
 
 @dataclass(frozen=True, slots=True)
