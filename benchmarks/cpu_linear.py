@@ -70,7 +70,7 @@ def _routes(rows: int, out_features: int, in_features: int) -> dict[str, Callabl
 
     def linear(values: Tensor, activation: str, kernel: str) -> Tensor:
         result: Tensor = torch.ops.quantrecipe.linear(
-            values, codes, scale, None, None, [1, in_features], activation, kernel
+            values, codes, scale, None, None, 0, [1, in_features], activation, kernel
         )
         return result
 

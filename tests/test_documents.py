@@ -90,10 +90,12 @@ def test_the_example_of_a_kernel_computes() -> None:
         group=(1, 8),
         activation="",
         smoothing=True,
+        rotation=0,
         bias=True,
     )
     assert kernel.refuses(call) is None
     assert kernel.refuses(replace(call, activation="int8:token"))
+    assert kernel.refuses(replace(call, rotation=4))
     generator = torch.Generator().manual_seed(0)
     x, scale = (torch.rand(*shape, generator=generator) + 0.5 for shape in [(3, 8), (4, 1)])
     factors, bias = (torch.rand(size, generator=generator) + 0.5 for size in (8, 4))

@@ -53,6 +53,8 @@ def describe_scheme(name: str, scheme: Scheme) -> str:
         alpha = " or ".join(f"{each:g}" for each in smoothing.candidates)
         power = ", powers of two" if smoothing.power_of_two else ""
         pieces.append(f"{smoothing.kind} alpha {alpha} applied {smoothing.apply}{power}")
+    if scheme.rotation is not None:
+        pieces.append(f"rotation {scheme.rotation.kind} of {scheme.rotation.size}")
     return f"{name}: {'; '.join(pieces)}"
 
 
@@ -273,6 +275,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "weight": module.weight.model_dump(mode="json"),
                 "activation": _optional(module.activation),
                 "smoothing": _optional(module.smoothing),
+                "rotation": _optional(module.rotation),
                 "source_tensors": {
                     role: info.name for role, info in sorted(module.source.tensors.items())
                 },

@@ -104,6 +104,7 @@ def _locked_module(module: PlannedModule, digests: Digests, **measured: Any) -> 
     optional: dict[str, Any] = {
         "activation": module.activation,
         "smoothing": module.smoothing,
+        "rotation": module.rotation,
         "scheme": module.scheme,
         "reason": module.reason,
         **measured,

@@ -130,7 +130,8 @@ def column_importance(
     """What squared errors of a weight's columns count for its quantizer.
 
     Column ``j`` counts by the mean of ``x_j^2``, divided by ``s_j^2`` where activations are divided
-    by factors ``s_j``.
+    by factors ``s_j``. A rotated column counts by the mean over its block, which is what rotated
+    inputs have where those of the block are not correlated.
 
     Args:
         statistics: the statistics files, by the paths that schemes name them by.
@@ -150,6 +151,9 @@ def column_importance(
         total = measured.second_moment(module)
     if factors is not None:
         total /= factors.double().square()
+    if module.rotation is not None:
+        blocks = total.view(-1, module.rotation.size)
+        total = blocks.mean(1, keepdim=True).expand_as(blocks).reshape(-1)
     return (total * math.ldexp(1.0, -math.frexp(float(total.amax()))[1])).float()
 
 

@@ -16,8 +16,9 @@ from quantrecipe.schema.document import STDIN, Document, parse_text, read_parsed
 from quantrecipe.schema.plan import Plan, PlannedModule
 from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.provenance import rotated_source
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.registry import recipe_text
+from quantrecipe.schema.registry import recipe_text, resolve_layout
 from quantrecipe.schema.schemes import second_moments
 from quantrecipe.schema.siblings import Siblings, differing, smoothing_groups
 from quantrecipe.schema.statistics import STATISTICS_KEY, TENSORS, Statistics
@@ -96,6 +97,9 @@ def plan(
         check_capabilities(loaded.recipe, find_converter(converter))
         root = _source_root(loaded, source)
         parts = open_parts(root, loaded.recipe.source.parts)
+        rotated = list(rotated_source(resolve_layout(loaded.recipe.source.layout), parts))
+        if rotated:
+            raise InvalidInput(rotated)
         planned = _with_statistics(make_plan(loaded.recipe, parts, statistics_files(loaded)))
         if loaded.recipe.target.emit_loader:
             emitted = {LOADER_NAME: loader_source(planned)}

@@ -23,6 +23,7 @@ from quantrecipe.converter.units import row_blocks, row_multiple
 from quantrecipe.formats import dequantize, get_format, quantize
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.error import sums_of_squares
+from quantrecipe.formats.rotation import rotate_
 from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.plan import PlannedModule
 from quantrecipe.schema.schemes import (
@@ -82,7 +83,10 @@ class ProductErrors:
         self._candidates = candidates.to(device.name)
         self._importances = [None if one is None else one.to(device.name) for one in importances]
         self._transform: BlockTransform = block_transform(
-            PlainWeight(format="float32"), module.weight, prefer_compiled=compiled
+            PlainWeight(format="float32"),
+            module.weight,
+            rotation=module.rotation,
+            prefer_compiled=compiled,
         )
 
     def sums(self, check: Callable[[], None]) -> list[float]:
@@ -104,7 +108,10 @@ class ProductErrors:
                 with naming(self._module.source.tensors["weight"], start):
                     stored = self._stored(block, factors, scales[place], self._importances[place])
                 with naming(self._measured_as):
-                    inputs = _as_quantized(self._tokens / factors, self._module.activation)
+                    inputs = self._tokens / factors
+                    if self._module.rotation is not None:
+                        rotate_(inputs, self._module.rotation.size)
+                    inputs = _as_quantized(inputs, self._module.activation)
                 found = _Whole.of(stored).times(_Whole.of(inputs))
                 errors[place] += sums_of_squares((exact - found).float()).tolist()
         return [math.fsum(each) for each in errors]

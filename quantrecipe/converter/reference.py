@@ -13,6 +13,8 @@ from quantrecipe.converter.refusals import check_scales, naming
 from quantrecipe.formats import cast, dequantize, quantize, row_errors, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.memory import as_memory
+from quantrecipe.formats.refusals import all_finite, refuse_non_finite
+from quantrecipe.formats.rotation import rotate_
 from quantrecipe.schema.capabilities import BUILT_IN
 from quantrecipe.schema.plan import PlannedModule, PlannedOther
 from quantrecipe.schema.schemes import PlainWeight
@@ -55,6 +57,10 @@ def _convert(job: Job, module: PlannedModule) -> ErrorSums | None:
         weight = to_float32(weight)
         if job.factors is not None:
             weight = weight * job.factors
+        if module.rotation is not None:
+            if not all_finite(weight):
+                refuse_non_finite(weight)
+            weight = rotate_(weight.clone(), module.rotation.size)
         importance = column_importance(job.statistics, module, job.factors)
         quantized = quantize(weight, module.weight, importance)
     assert quantized.scale is not None

@@ -39,6 +39,7 @@ class Group(TypedDict):
     format: str  # for people
     block: Block | None  # rows and columns that share a scale
     activation: tuple[str, str] | None  # format of quantized inputs, and what shares a scale
+    rotation: int | None  # columns that were rotated together, and inputs have to be
     tensors: dict[str, tuple[str, str, tuple[int | str, ...]]]  # role: name on disk, dtype, shape
     names: dict[Shape, tuple[Name, ...]]  # by the shape of the weight, or of the tensor
     bytes: int
@@ -142,6 +143,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = entry.shape
         self.block, self.activation = entry.block, entry.group["activation"]
+        self.rotation = entry.group["rotation"]
         for role in ("weight", "weight_scale", "smoothing", "bias"):
             self.register_buffer(role, tensors.get(role))
 
@@ -151,6 +153,8 @@ class QuantizedLinear(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             if self.smoothing is not None:
                 rows = rows.float() / self.smoothing
+            if self.rotation is not None:
+                rows = rotate(rows.float(), self.rotation)
             y = self._quantized(rows) if self.activation else self._plain(rows.to(x.dtype))
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
@@ -200,6 +204,21 @@ def quantize(x: Tensor, name: str, granularity: str) -> tuple[Tensor, Tensor]:
     if name == "int8":
         ratio = ratio.round()  # half to even
     return ratio.clamp(-largest, largest).to(getattr(torch, name)), scale
+
+
+def rotate(values: Tensor, size: int) -> Tensor:
+    """Every ``size`` columns times a regular Hadamard matrix, which is its own inverse.
+
+    The matrix is the Kronecker power of [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1],
+    [-1, 1, 1, 1]] / 2.
+    """
+    stride, scale, rotated = 1, 1.0, values
+    while stride < size:
+        a, b, c, d = rotated.reshape(-1, 4, stride).unbind(1)
+        upper, lower, left, right = a + b, c - d, c + d, a - b
+        rotated = torch.stack((upper + lower, upper - lower, left + right, left - right), 1)
+        stride, scale = 4 * stride, scale / 2
+    return rotated.reshape(values.shape) * scale
 
 
 def dequantize(codes: Tensor, scale: Tensor | None, block: tuple[int, int]) -> Tensor:
@@ -349,6 +368,9 @@ def _plain(
     found = {key: tensors[role] for role, key, *_ in entry.in_model()}
     if "weight_scale" in tensors:
         weight = dequantize(tensors["weight"], tensors["weight_scale"], entry.block)
+        rotation = entry.group["rotation"]
+        if rotation is not None:  # in place of rotating the inputs
+            weight = rotate(weight, rotation)
         if "smoothing" in tensors:  # in place of dividing the inputs
             weight = weight / tensors["smoothing"]
         found[f"{entry.name}.weight"] = weight.to(dtype or weight.dtype)

@@ -106,6 +106,7 @@ def _fragment(plan: Plan, part: str) -> dict[str, Any] | None:
             weight=module.weight,
             activation=module.activation,
             smoothed="smoothing" in module.outputs,
+            rotation=module.rotation,
         )
         for module in plan.modules
         if module.part == part

@@ -102,6 +102,7 @@ def _of_module(layout: Layout, module: PlannedModule) -> dict[Value, Value]:
         "format": _in_words(module),
         "block": _block(weight),
         "activation": (activation.format, activation.granularity) if activation else None,
+        "rotation": module.rotation.size if module.rotation else None,
         "tensors": tensors,
     }
 
@@ -113,6 +114,7 @@ def _of_other(layout: Layout, other: PlannedOther) -> dict[Value, Value]:
         "format": f"{dtype}, of no module",
         "block": None,
         "activation": None,
+        "rotation": None,
         "tensors": {"tensor": (name, DTYPES[dtype].code, ())},
     }
 
@@ -159,7 +161,8 @@ def _in_words(module: PlannedModule) -> str:
         words += f" by {weight.granularity}"
     if activation is not None:
         words += f", inputs {activation.format} by {activation.granularity}"
-    return words + (", smoothed" if "smoothing" in module.outputs else "")
+    words += ", smoothed" if "smoothing" in module.outputs else ""
+    return words + (", rotated" if module.rotation else "")
 
 
 def with_ranges(names: Iterable[str]) -> Iterator[Value]:

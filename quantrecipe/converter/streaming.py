@@ -27,7 +27,7 @@ from quantrecipe.schema.tensors import TensorInfo
 
 
 class StreamingConverter:
-    """Reads a block of rows, decodes, smooths, quantizes and writes it, then takes the next."""
+    """Reads a block of rows, decodes, smooths, rotates, quantizes and writes it, then the next."""
 
     name = "streaming"
     version = __version__
@@ -108,7 +108,12 @@ class _Work:
 
     def _quantize(self, module: PlannedModule, weight: AnyScaledWeight) -> ErrorSums:
         rows, source = self._rows(module), module.source.tensors["weight"]
-        transform = block_transform(module.source.weight, weight, prefer_compiled=self.job.compiled)
+        transform = block_transform(
+            module.source.weight,
+            weight,
+            rotation=module.rotation,
+            prefer_compiled=self.job.compiled,
+        )
         factors = self.job.factors
         importance = column_importance(self.job.statistics, module, factors)
         if factors is not None:

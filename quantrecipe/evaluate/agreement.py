@@ -177,6 +177,7 @@ def _decision(
         "reason": None,
         "activation": None,
         "smoothing": None,
+        "rotation": None,
         "weight": module.weight,
     }
     if taken is not None and taken.protected is not None:
@@ -185,7 +186,7 @@ def _decision(
     elif taken is not None and taken.rule is not None:
         scheme = recipe.schemes[taken.rule.scheme]
         expected["disposition"], expected["scheme"] = "quantized", taken.rule.scheme
-        for field in ("weight", "activation", "smoothing"):
+        for field in ("weight", "activation", "smoothing", "rotation"):
             expected[field] = getattr(scheme, field)
     for field, value in expected.items():
         if getattr(module, field) != value:
@@ -205,7 +206,7 @@ def _stored(
     if weight is None or len(weight.shape) != 2:
         yield _wrong(f"{pointer}/tensors", f"{module.name!r} has no weight", module.name)
         return
-    refused = refusal(layout, module.weight, module.smoothing)
+    refused = refusal(layout, module.weight, module.smoothing, module.rotation)
     if refused is not None:
         yield _wrong(f"{pointer}/weight", refused[0], module.name, "not-the-plan")
         return

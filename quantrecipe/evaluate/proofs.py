@@ -48,8 +48,9 @@ def prove_bound(
 ) -> Measured:
     """Stream a module's rows from both and hold ``abs(w - w_hat)`` to the bound of its format.
 
-    ``w`` is the source's weight in float32, times the smoothing factors that are stored; ``w_hat``
-    is decoded from codes and scales as stored. Errors are compared in float64.
+    ``w`` is the source's weight in float32, times the smoothing factors that are stored, rotated as
+    the module is: bit for bit what its codes were computed from. ``w_hat`` is decoded from codes
+    and scales as stored. Errors are compared in float64.
 
     A bound alone would prove little of a scale that is too small, since it allows for what is
     clipped; so scales are held to the source's absolute maxima, bit by bit: each must be one that
@@ -62,7 +63,9 @@ def prove_bound(
     original, module = source.module(name, part), output.module(name, part)
     assert isinstance(module.weight, ScaledWeight)
     spec = module.weight.model_copy(update={"quantizer": quantizer})
-    prove = block_proof(original.weight, spec, prefer_compiled=prefer_compiled)
+    prove = block_proof(
+        original.weight, spec, rotation=module.rotation, prefer_compiled=prefer_compiled
+    )
     proof = _Proof(module, spec, get_format(spec))
     factors = None
     if "smoothing" in module.tensors:

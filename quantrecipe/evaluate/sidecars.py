@@ -87,6 +87,7 @@ def written_configs(lock: Lock) -> dict[str, dict[str, Any]]:
                 weight=module.weight,
                 activation=module.activation,
                 smoothed="smoothing" in module.tensors,
+                rotation=module.rotation,
             )
             for module in lock.modules
             if module.part == part

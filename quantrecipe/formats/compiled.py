@@ -194,12 +194,14 @@ def _decode_row(
     scales: _Floats,
     width: int,
     factors: _Floats,
+    rotation: int,
     w: _Floats,
     maxima: NDArray[np.int32],
     width_out: int,
 ) -> bool:
     """A stored row as float32 in ``w``; raises its groups' maxima; false if one is no number."""
     fine, largest, smoothed = True, np.int32(0), len(factors) == len(w)
+    changed = smoothed or rotation > 0
     for start in range(0, len(w), _CHUNK):
         stop = min(start + _CHUNK, len(w))
         numbers, group = w[start:stop], start // width_out
@@ -207,7 +209,10 @@ def _decode_row(
         fine, bits = fine and found[0], found[1]
         if smoothed:
             _multiply(numbers, factors[start:stop])
-        if smoothed or (stop - 1) // width_out != group:
+        if rotation:
+            fine = fine and _absmax(numbers) < _INFINITY
+            _rotate(numbers, rotation)
+        if changed or (stop - 1) // width_out != group:
             bits = _raise_maxima(numbers, start, maxima, width_out)
         else:
             maxima[group] = max(maxima[group], bits)
@@ -219,6 +224,40 @@ def _decode_row(
 def _multiply(w: _Floats, factors: _Floats) -> None:
     for j in range(len(w)):
         w[j] *= factors[j]
+
+
+@_inlined
+def _rotate(w: _Floats, size: int) -> None:
+    """``rotation.rotate_``: a chunk is whole blocks, and stays in L1 from step to step."""
+    stride, shrink = 1, np.float32(1)
+    while stride < size:
+        shrink *= np.float32(0.5)
+        if stride == 1:
+            _neighbours(w)
+        else:
+            for start in range(0, len(w), 4 * stride):
+                _butterflies(w[start : start + 4 * stride], stride)
+        stride *= 4
+    for j in range(len(w)):
+        w[j] *= shrink
+
+
+@_inlined
+def _neighbours(w: _Floats) -> None:
+    for j in range(len(w) // 4):
+        a, b, c, d = w[4 * j], w[4 * j + 1], w[4 * j + 2], w[4 * j + 3]
+        w[4 * j], w[4 * j + 1] = (a + b) + (c - d), (a + b) - (c - d)
+        w[4 * j + 2], w[4 * j + 3] = (c + d) + (a - b), (c + d) - (a - b)
+
+
+@_inlined
+def _butterflies(block: _Floats, stride: int) -> None:
+    first, second = block[:stride], block[stride : 2 * stride]
+    third, fourth = block[2 * stride : 3 * stride], block[3 * stride : 4 * stride]
+    for j in range(stride):
+        a, b, c, d = first[j], second[j], third[j], fourth[j]
+        first[j], second[j] = (a + b) + (c - d), (a + b) - (c - d)
+        third[j], fourth[j] = (c + d) + (a - b), (c + d) - (a - b)
 
 
 @_inlined
@@ -410,7 +449,8 @@ def _store_scales(
 
 @_cached(
     "float32(int64, uint8[:, ::1], float32[:, ::1], int64, int64, float32[::1], int64, int64,"
-    " int64, uint8[:, ::1], int64, float32[:, ::1], int64, int64, float64[::1], float64[::1])"
+    " int64, int64, uint8[:, ::1], int64, float32[:, ::1], int64, int64, float64[::1],"
+    " float64[::1])"
 )
 def transform(
     kind_in: int,
@@ -419,6 +459,7 @@ def transform(
     height_in: int,
     width_in: int,
     factors: _Floats,
+    rotation: int,
     first_phase: int,
     last_phase: int,
     kind_out: int,
@@ -442,6 +483,7 @@ def transform(
         height_in: rows that share a scale of the source.
         width_in: columns that share one.
         factors: ``[in]``, or empty.
+        rotation: the size of the blocks that are rotated, or 0.
         first_phase: ``MEASURE``, or ``ENCODE`` to take the scales from ``scales_out``.
         last_phase: ``ENCODE``, or ``MEASURE`` to leave maxima in ``scales_out``.
         kind_out: of ``KINDS``, one of the 8-bit ones.
@@ -469,7 +511,7 @@ def transform(
                 if phase == first_phase or height > 1:
                     scales = scales_in[i // height_in]
                     fine = _decode_row(
-                        kind_in, codes_in[i], scales, width_in, factors, w, maxima, width
+                        kind_in, codes_in[i], scales, width_in, factors, rotation, w, maxima, width
                     )
                 if not fine:
                     return np.float32(REFUSED)
@@ -675,6 +717,7 @@ def prove(
     height_in: int,
     width_in: int,
     factors: _Floats,
+    rotation: int,
     kind_out: int,
     codes_out: _Bytes,
     scales_out: _Floats,
@@ -694,6 +737,7 @@ def prove(
         height_in: rows that share one.
         width_in: columns that share one.
         factors: ``[in]``, or empty.
+        rotation: the size of the blocks that are rotated, or 0.
         kind_out: of ``KINDS``, one of the 8-bit ones.
         codes_out: ``[rows, in]``, what is held to the source.
         scales_out: the grid of its scales, which are positive.
@@ -716,7 +760,9 @@ def prove(
         if i % height == 0:
             maxima[:] = 0
         scales, grid = scales_in[i // height_in], scales_out[i // height]
-        fine = _decode_row(kind_in, codes_in[i], scales, width_in, factors, w, maxima, width)
+        fine = _decode_row(
+            kind_in, codes_in[i], scales, width_in, factors, rotation, w, maxima, width
+        )
         found = _prove_row(kind_out, w, codes_out[i], grid, width, slack, scratch)
         if not (fine and found[2]):
             return np.float64(REFUSED), np.float32(REFUSED)

@@ -15,7 +15,9 @@ from torch import Tensor
 from quantrecipe.formats import get_format, to_float32
 from quantrecipe.formats.base import Workspace
 from quantrecipe.formats.dtypes import TORCH_DTYPES
-from quantrecipe.schema.schemes import AnyWeight, PlainWeight, ScaledWeight
+from quantrecipe.formats.refusals import all_finite, refuse_non_finite
+from quantrecipe.formats.rotation import rotate_
+from quantrecipe.schema.schemes import AnyWeight, Hadamard, PlainWeight, ScaledWeight
 
 
 def load_kernels() -> ModuleType | None:
@@ -43,9 +45,10 @@ def decode_block(
     codes: Tensor,
     scales: Tensor | None,
     factors: Tensor | None,
+    rotation: Hadamard | None,
     workspace: Workspace,
 ) -> Tensor:
-    """A stored block as float32 times the smoothing factors, in the memory of ``workspace``.
+    """A stored block as float32, smoothed, then rotated, in the memory of ``workspace``.
 
     Raises:
         Unrepresentable: a number is not finite, or beyond float32.
@@ -57,14 +60,22 @@ def decode_block(
         if scales is None:
             raise ValueError("codes without a scale are no numbers")
         get_format(source).decode(codes, scales, source, out=weight)
-    return weight if factors is None else weight.mul_(factors)
+    if factors is not None:
+        weight.mul_(factors)
+    if rotation is None:
+        return weight
+    # Here it still has its own column: rotated it would spoil a block of them.
+    if not all_finite(weight):
+        refuse_non_finite(weight)
+    return rotate_(weight, rotation.size)
 
 
 class BlockSource:
     """What the kernels are told of a block's source."""
 
-    def __init__(self, weight: AnyWeight, kind: int) -> None:
+    def __init__(self, weight: AnyWeight, rotation: Hadamard | None, kind: int) -> None:
         self._weight = weight
+        self._rotation = 0 if rotation is None else rotation.size
         self._kind = kind
         self._dtype = TORCH_DTYPES[weight.format]
 
@@ -81,12 +92,12 @@ class BlockSource:
         stored = codes.view(torch.uint8).numpy()
         weight = self._weight
         if not isinstance(weight, ScaledWeight):
-            return self._kind, stored, _ONE, *shape, smoothing
+            return self._kind, stored, _ONE, *shape, smoothing, self._rotation
         dtype = scales.dtype if scales is not None else torch.float32
         if scales is None or not takes(scales, dtype, weight.scale_grid(*shape)):
             return None
         group = weight.group_shape(*shape)
-        return self._kind, stored, scales.float().numpy(), *group, smoothing
+        return self._kind, stored, scales.float().numpy(), *group, smoothing, self._rotation
 
 
 _NONE: Final = np.empty(0, np.float32)

@@ -20,7 +20,7 @@ from quantrecipe.formats import NonFinite, get_format
 from quantrecipe.formats.error import RowErrors, errors_of
 from quantrecipe.formats.kernels import BlockSource, Scratch, decode_block, load_kernels, takes
 from quantrecipe.formats.refusals import extremes
-from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight
+from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, Hadamard
 
 COMPILED_PAYS_FROM_BYTES: Final = 200_000_000
 """Bytes of source weights from which the compiled proof is worth starting: seconds of the plain."""
@@ -79,7 +79,9 @@ class BlockProof(Protocol):
         Args:
             codes_in: the source's codes or plain numbers.
             scales_in: the source's scales; ``None`` for a plain dtype.
-            factors: what the source's columns were multiplied by, ``[in]``, or ``None``.
+            factors: what the source's columns were multiplied by, ``[in]``, or ``None``. Bounds
+                are of the rotated columns where they were rotated after that: the same float32
+                numbers that the codes were computed from.
             codes: the target's codes.
             scales: the target's scales.
 
@@ -90,10 +92,14 @@ class BlockProof(Protocol):
 
 
 def block_proof(
-    source: AnyWeight, target: AnyScaledWeight, *, prefer_compiled: bool = True
+    source: AnyWeight,
+    target: AnyScaledWeight,
+    *,
+    rotation: Hadamard | None = None,
+    prefer_compiled: bool = True,
 ) -> BlockProof:
     """The proof of a target format against a source format, chosen as ``block_transform`` is."""
-    plain = PlainProof(source, target)
+    plain = PlainProof(source, target, rotation)
     kernels = load_kernels() if prefer_compiled else None
     if kernels is None or not {source.format, target.format} <= set(kernels.KINDS):
         return plain
@@ -106,11 +112,15 @@ class PlainProof:
     Args:
         source: how the source is stored.
         target: how the target is stored.
+        rotation: what the source's columns were rotated by.
     """
 
-    def __init__(self, source: AnyWeight, target: AnyScaledWeight) -> None:
+    def __init__(
+        self, source: AnyWeight, target: AnyScaledWeight, rotation: Hadamard | None = None
+    ) -> None:
         self.source = source
         self.target = target
+        self.rotation = rotation
         self._format = get_format(target)
         self._scratch = Scratch()
 
@@ -123,7 +133,9 @@ class PlainProof:
         scales: Tensor,
     ) -> Proven:
         fmt, target, scratch = self._format, self.target, self._scratch
-        weight = decode_block(self.source, codes_in, scales_in, factors, scratch.values)
+        weight = decode_block(
+            self.source, codes_in, scales_in, factors, self.rotation, scratch.values
+        )
         amax = fmt.measure(weight, target)
         decoded = scratch.steps.like(weight)
         try:
@@ -161,7 +173,7 @@ class CompiledProof:
         self._kernels = kernels
         self._target = plain.target
         self._format = get_format(plain.target)
-        self._source = BlockSource(plain.source, kernels.KINDS[plain.source.format])
+        self._source = BlockSource(plain.source, plain.rotation, kernels.KINDS[plain.source.format])
 
     def __call__(
         self,

@@ -22,7 +22,7 @@ from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.error import RowErrors, row_errors
 from quantrecipe.formats.kernels import BlockSource, Scratch, decode_block, load_kernels, takes
 from quantrecipe.formats.scaled import SCALE_DTYPES
-from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, ClipSearch
+from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, ClipSearch, Hadamard
 
 COMPILED_PAYS_FROM_BYTES: Final = 1_000_000_000
 """Bytes of source weights from which the compiled path is worth starting.
@@ -50,7 +50,7 @@ class BlockTransform(Protocol):
         scales_out: Tensor,
         importance: Tensor | None = None,
     ) -> RowErrors:
-        """Decode, multiply by the smoothing factors, choose scales, encode, measure the error.
+        """Decode, multiply by the factors, rotate, choose scales, encode, measure the error.
 
         Args:
             codes_in: the source's codes or plain numbers.
@@ -68,7 +68,7 @@ class BlockTransform(Protocol):
         """
 
     def absmax(self, codes_in: Tensor, scales_in: Tensor | None, factors: Tensor | None) -> Tensor:
-        """The largest magnitude of the decoded and smoothed block, float32 ``[1, 1]``.
+        """The largest magnitude of the decoded, smoothed and rotated block, float32 ``[1, 1]``.
 
         Raises:
             NonFinite: as above.
@@ -85,13 +85,23 @@ class BlockTransform(Protocol):
 
 
 def block_transform(
-    source: AnyWeight, target: AnyScaledWeight, *, prefer_compiled: bool = True
+    source: AnyWeight,
+    target: AnyScaledWeight,
+    *,
+    rotation: Hadamard | None = None,
+    prefer_compiled: bool = True,
 ) -> BlockTransform:
     """The transform between two formats, to be chosen once a weight.
 
     The compiled one, if it is preferred, can be imported, and covers both formats.
+
+    Args:
+        source: how the weight is stored.
+        target: how it shall be stored.
+        rotation: what its columns are rotated by, once they are smoothed.
+        prefer_compiled: whether compiled loops are worth their start.
     """
-    plain = PlainTransform(source, target)
+    plain = PlainTransform(source, target, rotation)
     kernels = load_kernels() if prefer_compiled else None
     if kernels is None or not {source.format, target.format} <= set(kernels.KINDS):
         return plain
@@ -104,11 +114,15 @@ class PlainTransform:
     Args:
         source: how the weight is stored.
         target: how it shall be stored.
+        rotation: what its columns are rotated by.
     """
 
-    def __init__(self, source: AnyWeight, target: AnyScaledWeight) -> None:
+    def __init__(
+        self, source: AnyWeight, target: AnyScaledWeight, rotation: Hadamard | None = None
+    ) -> None:
         self.source = source
         self.target = target
+        self.rotation = rotation
         self._format = get_format(target)
         self._scratch = Scratch()
 
@@ -138,12 +152,14 @@ class PlainTransform:
         return self._format.measure(weight, self.target).amax().view(1, 1)
 
     def column_absmax(self, codes_in: Tensor, scales_in: Tensor | None, out: Tensor) -> None:
-        weight = self._decode(codes_in, scales_in, None)
+        weight = decode_block(self.source, codes_in, scales_in, None, None, self._scratch.values)
         torch.maximum(out, weight.amax(0), out=out)
         torch.maximum(out, weight.amin(0).neg_(), out=out)
 
     def _decode(self, codes: Tensor, scales: Tensor | None, factors: Tensor | None) -> Tensor:
-        return decode_block(self.source, codes, scales, factors, self._scratch.values)
+        return decode_block(
+            self.source, codes, scales, factors, self.rotation, self._scratch.values
+        )
 
 
 class CompiledTransform:
@@ -161,7 +177,7 @@ class CompiledTransform:
         self._given = plain.target.granularity == "tensor"
         self._code_dtype = get_format(plain.target).code_dtype
         self._scale_dtype = SCALE_DTYPES[plain.target.scale_dtype]
-        self._source = BlockSource(plain.source, kernels.KINDS[plain.source.format])
+        self._source = BlockSource(plain.source, plain.rotation, kernels.KINDS[plain.source.format])
         self._itemsize = TORCH_DTYPES[plain.source.format].itemsize
         quantizer = plain.target.quantizer
         self._ratios = (
@@ -247,7 +263,7 @@ class CompiledTransform:
     def column_absmax(self, codes_in: Tensor, scales_in: Tensor | None, out: Tensor) -> None:
         block = self._source.arguments(codes_in, scales_in, None)
         if block is not None and takes(out, torch.float32, (codes_in.shape[1],)):
-            kind, codes, scales, height, width, _ = block
+            kind, codes, scales, height, width, *_ = block
             maxima = out.clone()
             if self._kernels.column_absmax(kind, codes, scales, height, width, maxima.numpy()):
                 out.copy_(maxima)

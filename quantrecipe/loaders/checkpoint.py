@@ -15,6 +15,7 @@ from quantrecipe.checkpoint import SourceReader, xxh3_128
 from quantrecipe.checkpoint.reading import WritableBuffer
 from quantrecipe.formats import Unrepresentable, cast, dequantize, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.rotation import rotate_
 from quantrecipe.loaders.values import bad_number
 from quantrecipe.schema.dtypes import PLAIN_DTYPES, PlainDType
 from quantrecipe.schema.layout import Layout
@@ -165,8 +166,9 @@ class Checkpoint:
     ) -> Tensor:
         """A module's weight as the numbers that it stands for, ``[out, in]``.
 
-        A plain weight keeps its own dtype. Where activations are divided by smoothing factors, the
-        weight's columns are divided by them instead, which means the same.
+        A plain weight keeps its own dtype. Where activations are divided by smoothing factors and
+        rotated, the weight is rotated back in float32 and its columns are divided by the factors
+        instead, which means the same.
 
         Raises:
             InvalidInput: there is no such module, a number is not finite or too large for
@@ -182,6 +184,8 @@ class Checkpoint:
         scale = self.tensor(module.tensors["weight_scale"]).reshape(grid)
         try:
             values = dequantize(codes, scale, stored)
+            if module.rotation is not None:
+                values = rotate_(values, module.rotation.size)
             if "smoothing" in module.tensors:
                 values = values / self._factors(module.tensors["smoothing"])
             return values if dtype == torch.float32 else cast(values, plain_dtype(dtype))
@@ -229,7 +233,8 @@ class Checkpoint:
     def rows(self, name: str, part: str | None, start: int, stop: int) -> Tensor:
         """Rows of a module's weight as the numbers that are stored, float32 ``[rows, in]``.
 
-        Memory does not grow with the module. Smoothing factors are not applied.
+        Memory does not grow with the module. Smoothing factors are not applied, and
+        rotated rows stay so.
 
         Raises:
             InvalidInput: there is no such part or module, or a number is not finite.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quantrecipe.formats import get_format
 from quantrecipe.formats.scaled import SCALE_DTYPES
 from quantrecipe.loaders.kernels import AUTO, activation_key
-from quantrecipe.schema.schemes import AnyScaledWeight, DynamicActivation
+from quantrecipe.schema.schemes import AnyScaledWeight, DynamicActivation, Hadamard
 
 ROLES: Final = ("weight", "weight_scale", "smoothing", "bias")
 """The tensors of a module, by role."""
@@ -32,6 +32,7 @@ class QuantizedLinear(nn.Linear):
         weight_format: how the weight is stored.
         activation: how activations are quantized in each call; ``None``: they are not.
         smoothing: whether activations are divided by factors first.
+        rotation: how activations are rotated after that, as the columns of the weight were.
         bias: whether a bias is added.
         scale_shape: of the scales as stored; the canonical grid by default.
         names: role to the name its tensor is registered under, where that differs.
@@ -48,6 +49,7 @@ class QuantizedLinear(nn.Linear):
         activation: DynamicActivation | None = None,
         *,
         smoothing: bool = False,
+        rotation: Hadamard | None = None,
         bias: bool = True,
         scale_shape: tuple[int, ...] | None = None,
         names: Mapping[str, str] | None = None,
@@ -60,6 +62,7 @@ class QuantizedLinear(nn.Linear):
         self.out_features = out_features
         self.weight_format = weight_format
         self.activation = activation
+        self.rotation = rotation
         self.kernel = kernel
         self._names = {role: (names or {}).get(role, role) for role in ROLES}
         self._group = list(weight_format.group_shape(out_features, in_features))
@@ -129,6 +132,7 @@ class QuantizedLinear(nn.Linear):
             self.weight_scale,
             self.smoothing,
             self.bias,
+            0 if self.rotation is None else self.rotation.size,
             self._group,
             self._activation,
             self.kernel,
@@ -136,7 +140,10 @@ class QuantizedLinear(nn.Linear):
         return result
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight as plain numbers, ``[out, in]``; smoothing factors are not applied."""
+        """The weight as plain numbers, ``[out, in]``; smoothing factors are not applied.
+
+        Rotated columns stay so.
+        """
         result: Tensor = torch.ops.quantrecipe.dequantize(
             self.weight, self.weight_scale, self._group, dtype
         )
@@ -157,6 +164,8 @@ class QuantizedLinear(nn.Linear):
             said.append(f"activation={activation.format} by {activation.granularity}")
         if self.smoothing is not None:
             said.append("smoothing")
+        if self.rotation is not None:
+            said.append(f"rotation={self.rotation.kind} of {self.rotation.size}")
         said.append(f"kernel={self.kernel}")
         return ", ".join(said)
 

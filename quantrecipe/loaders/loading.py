@@ -176,6 +176,7 @@ def _call(
         group=module.weight_format.group_shape(module.out_features, module.in_features),
         activation=activation_key(module.activation),
         smoothing=module.smoothing is not None,
+        rotation=0 if module.rotation is None else module.rotation.size,
         bias=module.bias is not None,
     )
 

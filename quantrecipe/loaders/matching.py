@@ -236,6 +236,7 @@ class _Matching:
             stored.weight,
             activation,
             smoothing="smoothing" in stored.tensors,
+            rotation=stored.rotation,
             bias=module._parameters[_bias_name(module)] is not None,
             scale_shape=scale.shape,
             names=local_names(self.checkpoint.layout, self.part, stored),
@@ -260,6 +261,8 @@ class _Matching:
         """Modules that the model has once are stored once, or the same way every time."""
         first = copies[0]
         for other in copies[1:]:
+            if other.rotation != first.rotation:
+                self._differ(other.tensors["weight"], first.tensors["weight"])
             for role in ("weight", "weight_scale", "smoothing"):
                 info, same = other.tensors.get(role), first.tensors.get(role)
                 if info is not None and same is not None:
@@ -494,6 +497,7 @@ def _alike(old: QuantizedLinear, new: QuantizedLinear) -> bool:
         and old.names == new.names
         and old.weight_scale.shape == new.weight_scale.shape
         and (old.smoothing is None) == (new.smoothing is None)
+        and old.rotation == new.rotation
     )
 
 

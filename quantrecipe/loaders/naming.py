@@ -6,15 +6,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from quantrecipe.loaders.checkpoint import Checkpoint
+from quantrecipe.loaders.stated import schemes_of
 from quantrecipe.schema.layout import Layout, ModuleTensors, TensorTemplate
-from quantrecipe.schema.layout_reading import (
-    PartContents,
-    StoredModule,
-    fill_template,
-    roles,
-)
-from quantrecipe.schema.schemes import DynamicActivation, PlainWeight, ScaledWeight
-from quantrecipe.schema.selection import select
+from quantrecipe.schema.layout_reading import StoredModule, fill_template, roles
+from quantrecipe.schema.schemes import DynamicActivation, PlainWeight
 
 _BEFORE: Final = "{module}."
 
@@ -53,20 +48,9 @@ def activations(checkpoint: Checkpoint, part: str) -> Mapping[str, DynamicActiva
         return {name: each.activation for name, each in locked.items() if each is not None}
     if checkpoint.recipe is None:
         return {}
-    recipe = checkpoint.recipe
-    contents = {
-        name: PartContents(opened.modules, opened.others, frozenset(), ())
-        for name, opened in checkpoint.parts.items()
-    }
-    found: dict[str, DynamicActivation | None] = {}
-    for (owner, name), taken in select(recipe, contents).taken.items():
-        if owner != part or taken.rule is None:
-            continue
-        scheme = recipe.schemes[taken.rule.scheme]
-        stored = modules[name].weight
-        if isinstance(scheme.weight, ScaledWeight) and scheme.weight.format == stored.format:
-            found[name] = scheme.activation
-    return found
+    opened = {name: each.modules for name, each in checkpoint.parts.items()}
+    schemes = schemes_of(checkpoint.recipe, opened)
+    return {name: each.activation for (owner, name), each in schemes.items() if owner == part}
 
 
 def _field(module: StoredModule) -> str:

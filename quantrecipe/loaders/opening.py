@@ -9,6 +9,7 @@ from typing import Literal
 from quantrecipe.checkpoint import open_parts
 from quantrecipe.loaders.checkpoint import Checkpoint, OpenPart
 from quantrecipe.loaders.identity import identify, root_of
+from quantrecipe.loaders.stated import unsaid_rotations, with_rotations
 from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_names import renamed
@@ -65,7 +66,9 @@ def open_checkpoint(
     contents = {part.name: read_part(identity.layout, part) for part in opened}
     if names_of is not None:
         contents = {name: renamed(found, names_of) for name, found in contents.items()}
+    contents = with_rotations(identity, opened, contents)
     problems = [problem for found in contents.values() for problem in found.problems]
+    problems += unsaid_rotations(identity, opened, contents)
     files = {file.path: file for part in opened for file in part.files}
     problems += _unowned(opened, contents)
     if identity.lock is not None:

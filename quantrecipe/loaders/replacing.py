@@ -146,6 +146,7 @@ def _quantized(linear: nn.Linear, stored: ConfiguredModule, kernel: str) -> Quan
         stored.weight,
         stored.activation,
         smoothing=stored.smoothed,
+        rotation=stored.rotation,
         bias=bias is not None,
         scale_shape=() if stored.weight.granularity == "tensor" else None,
         kernel=kernel,

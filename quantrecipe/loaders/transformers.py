@@ -122,6 +122,7 @@ class QuantRecipeHfQuantizer(HfQuantizer):
                         stored.weight,
                         stored.activation,
                         stored.smoothed,
+                        stored.rotation,
                     )
                 )
         return parse_quantization_config(quantization_config(renamed))

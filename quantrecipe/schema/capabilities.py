@@ -28,6 +28,7 @@ class Capabilities:
         layouts: names of layouts it reads or writes; ``ANY`` for every layout that is data.
         activations: activation formats.
         smoothing: where smoothing may be applied.
+        rotations: kinds of rotation.
         quantizers: kinds of quantizer.
         devices: where it computes.
     """
@@ -37,6 +38,7 @@ class Capabilities:
     layouts: frozenset[str] = ANY
     activations: frozenset[str] = frozenset()
     smoothing: frozenset[SmoothingPlacement] = frozenset()
+    rotations: frozenset[str] = frozenset()
     quantizers: frozenset[str] = frozenset({"absmax"})
     devices: frozenset[str] = frozenset({"cpu"})
 
@@ -55,6 +57,7 @@ BUILT_IN = Capabilities(
     activations=frozenset({"int8", "float8_e4m3fn"}),
     smoothing=frozenset({"online", "fold"}),
     quantizers=frozenset({"absmax", "clip-search"}),
+    rotations=frozenset({"hadamard"}),
 )
 """All that this package's own converters and loaders can do."""
 
@@ -71,7 +74,13 @@ class Need:
     """
 
     aspect: Literal[
-        "schema_versions", "formats", "layouts", "activations", "smoothing", "quantizers"
+        "schema_versions",
+        "formats",
+        "layouts",
+        "activations",
+        "smoothing",
+        "rotations",
+        "quantizers",
     ]
     value: str | int
     pointer: str
@@ -123,6 +132,8 @@ def needs(recipe: Recipe, layouts: Iterable[tuple[str, str]]) -> tuple[Need, ...
             )
         if scheme.smoothing is not None:
             found.append(Need("smoothing", scheme.smoothing.apply, f"{pointer}/smoothing/apply"))
+        if scheme.rotation is not None:
+            found.append(Need("rotations", scheme.rotation.kind, f"{pointer}/rotation/kind"))
     for index, entry in enumerate(recipe.protected):
         found.append(Need("formats", entry.dtype, f"/protected/{index}/dtype"))
     if recipe.target.passthrough_dtype != "keep":

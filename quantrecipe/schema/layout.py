@@ -17,6 +17,7 @@ from quantrecipe.schema.base import (
 )
 from quantrecipe.schema.schemes import (
     GranularityName,
+    Hadamard,
     ScaledFormatName,
     SmoothingPlacement,
 )
@@ -142,6 +143,9 @@ class Holds(Model):
 
     smoothing: tuple[SmoothingPlacement, ...] = ()
     """Where smoothing factors may live; a folded factor needs no place of its own."""
+
+    rotation: tuple[Hadamard, ...] = ()
+    """The rotations that it says of a module; a reader that is not told would be wrong."""
 
     block_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """The one block size that granularity ``block`` stands for."""

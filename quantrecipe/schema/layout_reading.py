@@ -18,6 +18,7 @@ from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.schemes import (
     AnyScaledWeight,
     AnyWeight,
+    Hadamard,
     PlainWeight,
     ScaledFormatName,
 )
@@ -37,6 +38,8 @@ class StoredModule:
         weight: how the weight is stored.
         tensors: what it consists of, by role.
         renamed_from: what the checkpoint calls it, where a target layout's names were applied.
+        rotation: what its columns are rotated by. Names and shapes do not show it: a lock, a recipe
+            or a ``config.json`` says it.
     """
 
     name: str
@@ -45,6 +48,7 @@ class StoredModule:
     weight: AnyWeight
     tensors: Mapping[str, TensorInfo]
     renamed_from: str | None = None
+    rotation: Hadamard | None = None
 
     @property
     def nbytes(self) -> int:

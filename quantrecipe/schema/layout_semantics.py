@@ -79,6 +79,7 @@ def layout_problems(layout: Object, pointer: str = "") -> Iterator[Problem]:
     for name, held in holds.items():
         if isinstance(held, dict):
             yield from _block_size(held, child(f"{pointer}/holds", name))
+            yield from _rotation(layout, held, child(f"{pointer}/holds", name))
     for name, tensors in modules.items():
         if isinstance(tensors, dict):
             yield from _names(tensors, child(f"{pointer}/modules", name))
@@ -174,6 +175,16 @@ def _block_size(held: Object, pointer: str) -> Iterator[Problem]:
             "a block size says nothing without the granularity 'block'",
             "Remove it, or add 'block' to 'granularity'.",
             pointer=f"{pointer}/block_size",
+        )
+
+
+def _rotation(layout: Object, held: Object, pointer: str) -> Iterator[Problem]:
+    if held.get("rotation") and layout.get("config") is None:
+        yield Problem(
+            "rotation-unsaid",
+            "nothing in the layout tells a reader which modules are rotated",
+            "Add 'config' to the layout, or take the rotation out of 'holds'.",
+            pointer=f"{pointer}/rotation",
         )
 
 

@@ -11,6 +11,7 @@ from quantrecipe.schema.lock import Role
 from quantrecipe.schema.schemes import (
     AnyWeight,
     Float8Block,
+    Hadamard,
     Int8Group,
     PlainWeight,
     ScaledWeight,
@@ -24,12 +25,23 @@ _UNSMOOTHED: Final = (
 )
 
 
+_UNROTATED: Final = (
+    "rotation goes with quantized weights, and the weights of this scheme are plain",
+    "Take the rotation out of the scheme, or give it a quantized weight format.",
+)
+
+
 def refusal(
-    layout: Layout, weight: AnyWeight, smoothing: SmoothQuant | None
+    layout: Layout,
+    weight: AnyWeight,
+    smoothing: SmoothQuant | None,
+    rotation: Hadamard | None = None,
 ) -> tuple[str, str] | None:
     """Why ``layout`` cannot hold such a module, and what would work; ``None`` if it can."""
     if isinstance(weight, PlainWeight):
-        return None if smoothing is None else _UNSMOOTHED
+        if smoothing is not None:
+            return _UNSMOOTHED
+        return None if rotation is None else _UNROTATED
     name, granularity = weight.format, weight.granularity
     holds = layout.holds.get(name)
     if holds is None:
@@ -58,6 +70,15 @@ def refusal(
         return (
             f"layout {layout.name!r} has no place for smoothing applied 'online'",
             'Fold it ("apply": "fold" needs no place), take it out, or choose another layout.',
+        )
+    if rotation is not None and rotation not in holds.rotation:
+        sizes = ", ".join(f"{held.kind} of {held.size}" for held in holds.rotation)
+        wanted = f"rotated by {rotation.kind} of {rotation.size}"
+        return (
+            f"layout {layout.name!r} cannot tell a reader that a {name} weight is {wanted}",
+            f"It holds: {sizes}."
+            if sizes
+            else "Take the rotation out, or choose a layout that says it, as 'quantrecipe' does.",
         )
     return None
 

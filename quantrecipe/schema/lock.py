@@ -15,7 +15,7 @@ from pydantic import Field
 
 from quantrecipe.schema.base import Model, Name, NonEmpty, PartName, Sha256, VersionOne, Xxh3
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.schemes import DynamicActivation, SmoothQuant, Strength, Weight
+from quantrecipe.schema.schemes import DynamicActivation, Hadamard, SmoothQuant, Strength, Weight
 
 LOCK_VERSION = 1
 LOCK_NAME = "recipe.lock.json"
@@ -99,6 +99,7 @@ class LockedModule(Model):
 
     activation: DynamicActivation | None = None
     smoothing: SmoothQuant | None = None
+    rotation: Hadamard | None = None
     scheme: Name | None = None
     reason: str | None = None
     tensors: dict[Role, LockedTensor]

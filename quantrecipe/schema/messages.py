@@ -180,7 +180,7 @@ def _of_literal(found: Any, expected: str, pointer: str) -> Problem:
         return Problem("unknown-value", f"{found!r} is not known here", hint, pointer=pointer)
     if known:
         return _wrong_type(" or ".join(repr(name) for name in known), found, pointer)
-    if type(found) is (int if expected.isdigit() else bool):
+    if type(found) is (int if expected[:1].isdigit() else bool):
         message = f"expected {expected}, found {describe(found)}"
         return Problem("unknown-value", message, pointer=pointer)
     return _wrong_type(expected, found, pointer)

@@ -12,7 +12,7 @@ from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.lock import Disposition, Role
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.schemes import AnyWeight, DynamicActivation, SmoothQuant
+from quantrecipe.schema.schemes import AnyWeight, DynamicActivation, Hadamard, SmoothQuant
 from quantrecipe.schema.tensors import (
     OutputFilePlan,
     OutputTensor,
@@ -50,7 +50,7 @@ class PlannedModule:
         source: how the source holds it.
         disposition: quantized by a rule, protected, or passed through.
         weight: how its weight is stored.
-        activation, smoothing: as its scheme says.
+        activation, smoothing, rotation: as its scheme says.
         scheme: the scheme's name; ``None`` unless quantized.
         reason: why it is protected; ``None`` unless it is.
         pattern: the pattern that took it; ``None`` if passed through.
@@ -67,6 +67,7 @@ class PlannedModule:
     weight: AnyWeight
     activation: DynamicActivation | None
     smoothing: SmoothQuant | None
+    rotation: Hadamard | None
     scheme: str | None
     reason: str | None
     pattern: str | None

@@ -106,6 +106,7 @@ class Drafter:
             weight=weight,
             activation=scheme.activation if scheme is not None else None,
             smoothing=scheme.smoothing if scheme is not None else None,
+            rotation=scheme.rotation if scheme is not None else None,
             scheme=scheme_name,
             reason=reason,
             pattern=taken.pattern if taken is not None else None,
@@ -123,6 +124,7 @@ class Drafter:
         return (
             _smoothed_source(module)
             or _shape(module)
+            or _rotated(module)
             or self._format(module)
             or self._roles(module)
         )
@@ -137,6 +139,9 @@ class Drafter:
         if refused is None and module.smoothing is not None:
             refused = refusal(self.target, module.weight, module.smoothing)
             pointer = f"/schemes/{module.scheme}/smoothing"
+        if refused is None and module.rotation is not None:
+            refused = refusal(self.target, module.weight, None, module.rotation)
+            pointer = f"/schemes/{module.scheme}/rotation"
         if refused is None:
             return None
         return Problem("target-cannot-hold", refused[0], hint=refused[1], pointer=pointer)
@@ -191,6 +196,20 @@ def _shape(module: PlannedModule) -> Problem | None:
         f"{module.weight.format}: {reason}",
         hint="Protect it, or give it a scheme that takes its shape.",
         pointer=module.pointer or "/target/passthrough_dtype",
+    )
+
+
+def _rotated(module: PlannedModule) -> Problem | None:
+    reason = None if module.rotation is None else module.rotation.refuses(module.source.in_features)
+    if reason is None:
+        return None
+    source = module.source
+    return Problem(
+        "shape-refused",
+        f"a weight of shape [{source.out_features}, {source.in_features}] cannot be rotated: "
+        f"{reason}",
+        hint="Choose a size that divides them, protect the module, or give it another scheme.",
+        pointer=f"/schemes/{module.scheme}/rotation/size",
     )
 
 

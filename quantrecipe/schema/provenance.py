@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from quantrecipe.schema.canonical import recipe_digest
+from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.lock import Lock
 from quantrecipe.schema.planning import METADATA_KEY
 from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.quantization_config import (
+    CONFIG_KEY,
+    CONFIG_NAME,
+    configured_modules,
+    parse_quantization_config,
+)
 from quantrecipe.schema.recipe import Recipe
+from quantrecipe.schema.schemes import Hadamard
+from quantrecipe.schema.tensors import SourcePart
 from quantrecipe.schema.validation import parse_recipe
 
 
@@ -46,6 +55,49 @@ def embedded_recipe(metadata: Mapping[str, str], file: str) -> Recipe | None:
             )
         )
     return recipe
+
+
+def configured_rotations(layout: Layout, part: SourcePart) -> dict[str, Hadamard]:
+    """What the ``config.json`` beside a part says of rotated modules, by their names.
+
+    Args:
+        layout: of the part; one without a ``config`` says nothing there.
+        part: the part.
+
+    Raises:
+        InvalidInput: its ``quantization_config`` is broken.
+    """
+    file = part.root / CONFIG_NAME
+    if layout.config is None or not file.is_file():
+        return {}
+    try:
+        document = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    found = document.get(CONFIG_KEY) if isinstance(document, dict) else None
+    if not isinstance(found, dict) or found.get("quant_method") != "quantrecipe":
+        return {}
+    modules = configured_modules(parse_quantization_config(found))
+    return {name: each.rotation for name, each in modules.items() if each.rotation is not None}
+
+
+def rotated_source(layout: Layout, parts: Iterable[SourcePart]) -> Iterator[Problem]:
+    """Parts that are stored rotated, as their metadata or their ``config.json`` says."""
+    for part in parts:
+        recipes = (embedded_recipe(file.metadata, str(file.path)) for file in part.files)
+        if configured_rotations(layout, part) or any(
+            scheme.rotation is not None
+            for recipe in recipes
+            if recipe is not None
+            for scheme in recipe.schemes.values()
+        ):
+            # Its stored numbers mean something only together with what rotates activations.
+            yield Problem(
+                "rotated-source",
+                f"part {part.name!r} of the source is stored rotated",
+                hint="Convert from the checkpoint that it was made from.",
+                pointer="/source",
+            )
 
 
 def target_files(recipe: Recipe) -> dict[str, str]:

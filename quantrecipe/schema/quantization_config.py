@@ -4,7 +4,8 @@ Frameworks read it before they look at a single tensor, on a model without weigh
 the model's own shapes it says all of them: a module that is named here has ``weight`` in the
 format of its scheme, ``weight_scale`` of the grid of scales (``[]`` for a tensor, ``[out, 1]`` for
 channels, ``[out, groups]``, ``[row_blocks, column_blocks]``), and ``smoothing``, float32 ``[in]``,
-by which activations are divided, where it is listed for that. Every other module is plain.
+by which activations are divided, where it is listed for that. Activations are rotated after that
+where its scheme says so. Every other module is plain.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from quantrecipe.schema.schemes import (
     AnyWeight,
     DynamicActivation,
     Float8Weight,
+    Hadamard,
     Int8Weight,
     ScaledWeight,
 )
@@ -41,6 +43,9 @@ class ConfigScheme(Model):
 
     activation: DynamicActivation | None = None
     """How activations are quantized at run time, as in a recipe; absent: they are not."""
+
+    rotation: Hadamard | None = None
+    """How weights were rotated and activations have to be, as in a recipe; absent: not at all."""
 
 
 class ConfigModules(Model):
@@ -80,6 +85,7 @@ class ConfiguredModule:
         weight: how its weight is stored.
         activation: how its activations are quantized.
         smoothed: whether smoothing factors are stored with it.
+        rotation: how its weight was rotated.
     """
 
     name: str
@@ -87,6 +93,7 @@ class ConfiguredModule:
     weight: AnyWeight
     activation: DynamicActivation | None
     smoothed: bool
+    rotation: Hadamard | None = None
 
 
 def quantization_config(modules: Iterable[ConfiguredModule]) -> dict[str, Any] | None:
@@ -106,7 +113,11 @@ def quantization_config(modules: Iterable[ConfiguredModule]) -> dict[str, Any] |
         version=1,
         schemes={
             name: ConfigScheme.model_validate(
-                {"weight": mine[0].weight, "activation": mine[0].activation}
+                {
+                    "weight": mine[0].weight,
+                    "activation": mine[0].activation,
+                    "rotation": mine[0].rotation,
+                }
             )
             for name, mine in sorted(found.items())
         },
@@ -162,7 +173,9 @@ def configured_modules(config: QuantizationConfig) -> dict[str, ConfiguredModule
     if problems:
         raise _refusal(*problems)
     return {
-        name: ConfiguredModule(name, scheme, stored.weight, stored.activation, name in smoothed)
+        name: ConfiguredModule(
+            name, scheme, stored.weight, stored.activation, name in smoothed, stored.rotation
+        )
         for scheme, modules in config.modules.items()
         for stored, smoothed in [(config.schemes[scheme], frozenset(modules.smoothing))]
         for name in modules.names

@@ -257,8 +257,27 @@ class SmoothQuant(Model):
         return (self.alpha,)
 
 
+class Hadamard(Model):
+    """Blocks of columns times a regular Hadamard matrix: ``y = Q((x / s) H) Q((W diag(s)) H)^T``.
+
+    ``H`` is the Kronecker power of ``[[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1],
+    [-1, 1, 1, 1]] / 2``: symmetric and orthonormal, its own inverse. The loader rotates activations
+    after it has divided them by the smoothing factors.
+    """
+
+    kind: Literal["hadamard"]
+    size: Literal[4, 16, 64, 256, 1024]
+    """Input features in a block; divides their number."""
+
+    def refuses(self, in_features: int) -> str | None:
+        """Why a weight of so many input features cannot be rotated so, or ``None``."""
+        if in_features % self.size:
+            return f"its {in_features} input features are no multiple of {self.size}"
+        return None
+
+
 class Scheme(Model):
-    """A weight format, with an activation format and smoothing where there are any."""
+    """A weight format, with an activation format, smoothing and rotation where there are any."""
 
     weight: Weight
     """How weights are stored."""
@@ -268,6 +287,9 @@ class Scheme(Model):
 
     smoothing: SmoothQuant | None = None
     """Factors that move outliers from activations to weights; absent: none."""
+
+    rotation: Hadamard | None = None
+    """What spreads outliers over the input features, applied after smoothing; absent: nothing."""
 
     description: str | None = None
     """For people; no tool reads it."""

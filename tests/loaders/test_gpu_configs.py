@@ -511,6 +511,7 @@ def call(**changes: Any) -> LinearCall:
         group=(1, 32),
         activation="int8:token",
         smoothing=False,
+        rotation=0,
         bias=False,
     )
     return replace(made, **changes)

@@ -17,6 +17,7 @@ from quantrecipe.schema.schemes import (
     Float8Block,
     Float8Channel,
     Float8Tensor,
+    Hadamard,
     Int8Channel,
     Int8Group,
     Int8Tensor,
@@ -182,6 +183,7 @@ def test_the_operator_is_well_behaved(
             module.weight_scale,
             module.smoothing,
             module.bias,
+            4 if activation else 0,
             group,
             "int8:token" if activation else "",
             "auto",
@@ -196,7 +198,11 @@ def test_the_operator_is_well_behaved(
 
 
 def test_it_compiles_without_a_graph_break_and_exports() -> None:
-    model = nn.Sequential(w8a8(), nn.GELU(), filled(QuantizedLinear(17, 8, CHANNEL, TOKEN)))
+    rotation = Hadamard(kind="hadamard", size=4)
+    rotated = QuantizedLinear(8, 4, CHANNEL, TOKEN, smoothing=True, rotation=rotation)
+    model = nn.Sequential(
+        w8a8(), nn.GELU(), filled(QuantizedLinear(17, 8, CHANNEL, TOKEN)), filled(rotated)
+    )
     x = torch.randn(2, 3, 24)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), model(x))

@@ -262,6 +262,32 @@ def smoothing_factors(
     return Tensor("float32", (len(found),), tuple(found))
 
 
+def rotate(weight: Tensor, size: int) -> Tensor:
+    """Blocks of ``size`` columns by butterflies of stride 1, 4, ..., halved at the end: float32."""
+    rows = [list(row) for row in weight.rows]
+    steps = (size.bit_length() - 1) // 2
+    for row in rows:
+        for step in range(steps):
+            stride = 4**step
+            for start in range(len(row)):
+                if start // stride % 4:
+                    continue
+                places = [start + place * stride for place in range(4)]
+                a, b, c, d = (row[place] for place in places)
+                upper, lower, left, right = _add(a, b), _add(c, -d), _add(c, d), _add(a, -b)
+                turned = _add(upper, lower), _add(upper, -lower), _add(left, right)
+                for place, value in zip(places, (*turned, _add(left, -right)), strict=True):
+                    row[place] = value
+    flat = tuple(multiply(value, 0.5**steps) for row in rows for value in row)
+    return Tensor("float32", weight.shape, flat)
+
+
+def _add(a: float, b: float) -> float:
+    """In float32; two zeros of one sign keep it, and nothing else is a negative zero."""
+    negative = math.copysign(1.0, a) < 0 and math.copysign(1.0, b) < 0
+    return FLOAT32.round(Fraction(a) + Fraction(b), -1.0 if negative else 1.0)
+
+
 def scale_columns(weight: Tensor, factors: Tensor, *, up: bool) -> Tensor:
     """Each column times its factor, or divided by it, in float32."""
     step = multiply if up else divide

@@ -581,6 +581,54 @@ SMOOTHING += [
     ),
 ]
 
+# Rotation
+
+ROTATION = [
+    Case(
+        "rotation-w8a8",
+        "inputs and weights rotated by a Hadamard matrix",
+        "Blocks of 16 columns are multiplied by R (x) R, R = [[1, 1, 1, -1], [1, 1, -1, 1], "
+        "[1, -1, 1, 1], [-1, 1, 1, 1]] / 2, before weights are quantized, and those of inputs "
+        "before they are. The matrix is its own inverse.",
+        (
+            Linear(
+                "a",
+                rough(80, 3, 32),
+                BIAS,
+                rotation=16,
+                activation=True,
+                inputs=(noise(81, 2, 32), noise(82, 1, 32, dtype="bfloat16")),
+            ),
+        ),
+        target="quantrecipe",
+        dtypes=("float32", "bfloat16"),
+    ),
+    Case(
+        "rotation-smoothed",
+        "smoothed first, then rotated",
+        "The columns of the weight are multiplied by the factors before they are rotated, and "
+        "inputs divided by them before they are.",
+        (
+            Linear(
+                "a",
+                tensor("float32", [[0.5, -0.25, 0.0, 1.0], [0.25, 4.0, -0.0, 0.5]]),
+                measured=((4.5, 1.0, 3.0, 0.0), (2.0, 0.25, 1.0, 0.0)),
+                rotation=4,
+                activation=True,
+                inputs=(tensor("float32", [[3.75, -0.25, 0.0, 0.5], [-0.75, 0.125, 7.25, -2.5]]),),
+            ),
+        ),
+        target="quantrecipe",
+    ),
+    Case(
+        "rotation-weight-only",
+        "rotation without quantized activations",
+        "Rotating the weight back means the same as rotating inputs.",
+        (Linear("a", rough(83, 3, 8), rotation=4, inputs=(noise(84, 2, 8),)),),
+        target="quantrecipe",
+    ),
+]
+
 # Parts and files
 
 
@@ -926,6 +974,7 @@ FAMILIES: dict[str, list[Json]] = {
     "plain": [case.as_json() for case in PLAIN],
     "sources": [case.as_json() for case in SOURCES],
     "smoothing": [case.as_json() for case in SMOOTHING],
+    "rotation": [case.as_json() for case in ROTATION],
     "parts": PARTS,
     "refusals": REFUSALS,
 }

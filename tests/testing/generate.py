@@ -23,6 +23,7 @@ from tests.testing.exact import (
     dequantize,
     divide,
     quantize,
+    rotate,
     scale_columns,
     smoothing_factors,
     tensor,
@@ -51,6 +52,7 @@ class Linear:
         alpha: of its smoothing.
         beside: weights of the siblings that it shares its factors with.
         power_of_two: whether factors are rounded to one.
+        rotation: input features in a block, where it is rotated.
         activation: whether inputs are quantized at run time.
         inputs: what the loaded module is called with.
     """
@@ -67,6 +69,7 @@ class Linear:
     alpha: float = 0.5
     beside: tuple[Tensor, ...] = ()
     power_of_two: bool = False
+    rotation: int | None = None
     activation: bool = False
     inputs: tuple[Tensor, ...] = ()
 
@@ -90,9 +93,11 @@ class Linear:
         )
 
     @property
-    def smoothed(self) -> Tensor:
+    def prepared(self) -> Tensor:
+        """Smoothed, then rotated: what is quantized."""
         weight, factors = cast(self.meaning, "float32"), self.factors
-        return weight if factors is None else scale_columns(weight, factors, up=True)
+        weight = weight if factors is None else scale_columns(weight, factors, up=True)
+        return weight if self.rotation is None else rotate(weight, self.rotation)
 
     def source(self) -> dict[str, Tensor]:
         found = {f"{self.name}.weight": self.weight}
@@ -114,11 +119,11 @@ class Linear:
             if self.scale is not None:
                 kept[f"{name}.weight_scale"] = self.scale
             return kept | self._bias(name)
-        codes, grid = quantize(self.smoothed, self.spec)
+        codes, grid = quantize(self.prepared, self.spec)
         shape: tuple[int, ...] = grid.shape
         if self.spec.granularity == "tensor":
             shape = ()
-        elif self.spec.granularity == "channel" and layout != "int8-scaled":
+        elif self.spec.granularity == "channel" and layout not in ("int8-scaled", "quantrecipe"):
             shape = shape[:1]
         weight, scale = ("wq", "ws") if one_file else ("weight", "weight_scale")
         found = {
@@ -142,8 +147,10 @@ class Linear:
             if self.dtype is not None:
                 return cast(self.meaning, self.dtype)
             return self.meaning
-        codes, grid = quantize(self.smoothed, self.spec)
+        codes, grid = quantize(self.prepared, self.spec)
         weight = dequantize(codes, grid, self.spec)
+        if self.rotation is not None:
+            weight = rotate(weight, self.rotation)
         factors = self.factors
         return weight if factors is None else scale_columns(weight, factors, up=False)
 
@@ -175,9 +182,11 @@ class Linear:
 
     def _quantized_output(self, x: Tensor) -> Json:
         assert self.spec is not None
-        codes, scales = quantize(self.smoothed, self.spec)
+        codes, scales = quantize(self.prepared, self.spec)
         factors = self.factors
         rows = cast(x, "float32") if factors is None else scale_columns(x, factors, up=False)
+        if self.rotation is not None:
+            rows = _rotated_exactly(rows, self.rotation)
         exact: list[list[Fraction]] = []
         size: list[list[Fraction]] = []
         plain: list[list[Fraction]] = []
@@ -188,7 +197,7 @@ class Linear:
             acts = [_activation_code(v, s_x) for v in row]
             line: tuple[list[Fraction], ...] = ([], [], [], [])
             for o, (q, w, v) in enumerate(
-                zip(codes.rows, self.meaning.rows, self.smoothed.rows, strict=True)
+                zip(codes.rows, self.meaning.rows, self.prepared.rows, strict=True)
             ):
                 s_w = Fraction(scales.flat[o if self.spec.granularity == "channel" else 0])
                 total = sum(a * int(b) for a, b in zip(acts, q, strict=True))
@@ -210,6 +219,16 @@ class Linear:
             "unquantized": _floats(plain),
             "bound": _floats(bound),
         }
+
+
+def _rotated_exactly(rows: Tensor, size: int) -> Tensor:
+    """Rotated, if no sum is rounded: a loader may add in any order, and has the same numbers."""
+    found = rotate(rows, size)
+    back = rotate(found, size)
+    digits = [Fraction(value) * 2**12 for value in (*rows.flat, *found.flat)]
+    assert back.flat == rows.flat
+    assert all(each.denominator == 1 and abs(each) < 2**20 for each in digits)
+    return found
 
 
 def _activation_code(value: float, scale: float) -> int:
@@ -252,6 +271,8 @@ def recipe(linears: Iterable[Linear], source: Any, target: Any, **fields: Any) -
             scheme["smoothing"] = {**smoothing, "statistics": "statistics.safetensors"}
             if linear.power_of_two:
                 scheme["smoothing"]["power_of_two"] = True
+        if linear.rotation is not None:
+            scheme["rotation"] = {"kind": "hadamard", "size": linear.rotation}
         name = next((n for n, known in schemes.items() if known == scheme), None)
         if name is None:
             name = f"s{len(schemes) + 1}"

@@ -20,6 +20,7 @@ from quantrecipe.converter.source_rows import SourceRows
 from quantrecipe.converter.units import row_blocks, row_multiple
 from quantrecipe.formats import dequantize, get_format, quantize
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.rotation import rotate_
 from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.plan import PlannedModule
 from quantrecipe.schema.schemes import (
@@ -84,11 +85,16 @@ def measure(
     """
     assert not isinstance(module.weight, PlainWeight)
     work = _Work(module, module.weight, SourceRows(module.source, reader, buffers), buffers)
-    transform = block_transform(module.source.weight, module.weight, prefer_compiled=compiled)
+    transform = block_transform(
+        module.source.weight,
+        module.weight,
+        rotation=module.rotation,
+        prefer_compiled=compiled,
+    )
     tokens = None if inputs is None else inputs.tokens_kept()
     kept = None
     if tokens is not None and len(tokens):
-        kept = _Kept(tokens if factors is None else tokens / factors, module.activation)
+        kept = _Kept(_prepared(tokens, factors, module), module.activation)
     columns = module.source.in_features
     signal, noise = torch.zeros(2, columns, dtype=torch.float64)
     row_bytes = module.source.tensors["weight"].nbytes // module.source.out_features
@@ -139,6 +145,8 @@ class _Work:
                 wanted = dequantize(*stored, source.weight)
             if factors is not None:
                 wanted = wanted * factors
+            if self.module.rotation is not None:
+                wanted = rotate_(wanted.clone(), self.module.rotation.size)
             yield start, stop, wanted, dequantize(codes, scale, weight).sub_(wanted)
 
     def _tensor_scale(self, transform: BlockTransform, factors: Tensor | None) -> Tensor:
@@ -200,3 +208,11 @@ def _column_squares(block: Tensor) -> Tensor:
     """The sum of squares of each column, float64."""
     norms: Tensor = torch.linalg.vector_norm(block, dim=0, dtype=torch.float64)
     return norms.square()
+
+
+def _prepared(tokens: Tensor, factors: Tensor | None, module: PlannedModule) -> Tensor:
+    """Tokens as they are quantized: smoothed, then rotated."""
+    tokens = tokens if factors is None else tokens / factors
+    if module.rotation is None:
+        return tokens
+    return rotate_(tokens.clone(), module.rotation.size)

@@ -29,6 +29,7 @@ class LinearCall:
         group: rows and columns of the weight that share a scale.
         activation: ``FORMAT:GRANULARITY`` of the activations' codes, or empty for none.
         smoothing: whether activations are divided by factors.
+        rotation: input features in a block that is rotated after that; 0 if none is.
         bias: whether a bias is added.
     """
 
@@ -42,6 +43,7 @@ class LinearCall:
     group: tuple[int, int]
     activation: str
     smoothing: bool
+    rotation: int
     bias: bool
 
     @property

@@ -39,7 +39,8 @@ class DequantizedKernel:
         smoothing: Tensor | None,
         bias: Tensor | None,
     ) -> Tensor:
-        values = x if smoothing is None else smoothed(x, smoothing)
+        changed = smoothing is not None or call.rotation
+        values = smoothed(x, smoothing, call.rotation) if changed else x
         if call.activation:
             codes, scale = quantize_activations(values.float(), call.activation)
             values = codes.float() * scale

@@ -89,10 +89,13 @@ def _quantized(
     parts = list(blocks(call.rows, _rows_at_a_time(call)))
     of_all = None
     if call.activation.endswith(":tensor"):
-        each = [largest_magnitude(smoothed(x[rows], smoothing), call.activation) for rows in parts]
+        each = [
+            largest_magnitude(smoothed(x[rows], smoothing, call.rotation), call.activation)
+            for rows in parts
+        ]
         of_all = torch.stack(each).amax(dim=0)
     for rows in parts:
-        values = smoothed(x[rows], smoothing)
+        values = smoothed(x[rows], smoothing, call.rotation)
         largest = largest_magnitude(values, call.activation) if of_all is None else of_all
         scale = activation_scale(largest, call.activation)
         yield rows, activation_codes(values, scale, call.activation), scale

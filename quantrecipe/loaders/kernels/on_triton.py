@@ -66,6 +66,10 @@ class TritonKernel:
         bias: Tensor | None,
     ) -> Tensor:
         with torch.cuda.device(call.device):
+            if call.rotation:
+                # Codes are made from float32; a product with numbers takes them as it would any.
+                x = smoothed(x, smoothing, call.rotation)
+                x, smoothing = x if call.is_w8a8 else x.to(call.dtype), None
             if call.is_w8a8:
                 codes, scale = _quantize(call, x, smoothing)
                 config = config_for(call.rows, weight, call.dtype)

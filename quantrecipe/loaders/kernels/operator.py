@@ -12,14 +12,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from quantrecipe.loaders.kernels.arithmetic import dequantize_weight
+from quantrecipe.loaders.kernels.arithmetic import dequantize_weight, turned
 from quantrecipe.loaders.kernels.call import LinearCall
 from quantrecipe.loaders.kernels.choosing import choose
 
 _LIBRARY: Final = torch.library.Library("quantrecipe", "DEF")
 _LIBRARY.define(
     "linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? smoothing, Tensor? bias, "
-    "int[2] group, str activation, str kernel) -> Tensor",
+    "int rotation, int[2] group, str activation, str kernel) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _LIBRARY.define(
@@ -34,6 +34,7 @@ def _linear(
     weight_scale: Tensor,
     smoothing: Tensor | None,
     bias: Tensor | None,
+    rotation: int,
     group: Sequence[int],
     activation: str,
     kernel: str,
@@ -55,6 +56,7 @@ def _linear(
         group=(group[0], group[1]),
         activation=activation,
         smoothing=smoothing is not None,
+        rotation=rotation,
         bias=bias is not None,
     )
     result = choose(call, kernel).linear(
@@ -81,6 +83,7 @@ def _linear_shape(
     weight_scale: Tensor,
     smoothing: Tensor | None,
     bias: Tensor | None,
+    rotation: int,
     group: Sequence[int],
     activation: str,
     kernel: str,
@@ -104,8 +107,9 @@ def _dequantize_shape(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, weight, weight_scale, smoothing, bias, group, _, _ = inputs
+    _, weight, weight_scale, smoothing, bias, rotation, group, _, _ = inputs
     ctx.save_for_backward(weight, weight_scale, smoothing)
+    ctx.rotation = rotation
     ctx.group = group
     ctx.bias_dtype = None if bias is None else bias.dtype
 
@@ -117,12 +121,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         plain = torch.ops.quantrecipe.dequantize(weight, weight_scale, ctx.group, grad.dtype)
         grad_x = grad @ plain
-        if smoothing is not None:
-            grad_x = (grad_x / smoothing).to(grad.dtype)
+        if smoothing is not None or ctx.rotation:
+            # The matrix of a rotation is its own transpose.
+            grad_x = turned(grad_x.to(torch.promote_types(grad.dtype, torch.float32)), ctx.rotation)
+            grad_x = (grad_x if smoothing is None else grad_x / smoothing).to(grad.dtype)
     if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
         grad_bias = grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
         grad_bias = grad_bias.to(ctx.bias_dtype)
-    return grad_x, None, None, None, grad_bias, None, None, None
+    return grad_x, None, None, None, grad_bias, None, None, None, None
 
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")

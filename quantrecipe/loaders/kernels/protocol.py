@@ -41,6 +41,7 @@ class Kernel(Protocol):
             x: ``[rows, in]``; rows may be strided, and there is at least one.
             weight: codes, ``[out, in]``, contiguous.
             weight_scale: the canonical grid, ``call.grid``, in ``call.scale_dtype``.
-            smoothing: float32 ``[in]``; activations are divided by it.
+            smoothing: float32 ``[in]``; activations are divided by it, and rotated in blocks of
+                ``call.rotation`` after that (``quantrecipe.formats.rotation``).
             bias: ``[out]``, of any floating dtype.
         """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from quantrecipe.formats.rotation import rotate_
 from quantrecipe.loaders.kernels.arithmetic import (
     expand_scales,
     quantize_activations,
@@ -34,6 +36,9 @@ class ReferenceKernel:
         bias: Tensor | None,
     ) -> Tensor:
         values = smoothed(x, smoothing)
+        if call.rotation:
+            # The definition; elsewhere a library may add in another order.
+            values = rotate_(values.clone(memory_format=torch.contiguous_format), call.rotation)
         factors = expand_scales(weight_scale.double(), call.group, weight.shape)
         if not call.activation:
             result = values.double() @ (weight.double() * factors).T

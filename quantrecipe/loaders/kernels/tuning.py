@@ -81,6 +81,7 @@ def cannot_tune(device: torch.device) -> str | None:
             group=(1, 1),
             activation="int8:token",
             smoothing=False,
+            rotation=0,
             bias=False,
         )
     )

@@ -8,11 +8,13 @@ from quantrecipe.loaders.kernels import LinearCall
 
 
 class Transposing:
-    """Weight-only, by row: ``(W x^T)^T``."""
+    """Weight-only, by row, not rotated: ``(W x^T)^T``."""
 
     name = "transposing"
 
     def refuses(self, call: LinearCall) -> str | None:
+        if call.rotation:
+            return "it does not rotate activations"
         return "it takes no activation formats" if call.activation or not call.by_row else None
 
     def linear(
