@@ -98,11 +98,11 @@ def measure(
     columns = module.source.in_features
     signal, noise = torch.zeros(2, columns, dtype=torch.float64)
     row_bytes = module.source.tensors["weight"].nbytes // module.source.out_features
-    for start, stop, weight, error in work.blocks(transform, factors, importance):
+    for start, stop, weight, hat in work.blocks(transform, factors, importance):
         signal += _column_squares(weight)
-        noise += _column_squares(error)
         if kept is not None:
-            kept.add(weight, error)
+            kept.add(weight, hat)
+        noise += _column_squares(hat.sub_(weight))
         progress((stop - start) * row_bytes, module.name)
     powers = None
     if kept is not None and inputs is not None:
@@ -129,7 +129,7 @@ class _Work:
     def blocks(
         self, transform: BlockTransform, factors: Tensor | None, importance: Tensor | None
     ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        """First row, row after the last, smoothed weight and ``w_hat - w``, float32."""
+        """First row, row after the last, smoothed weight and what stands for it, float32."""
         source, weight = self.module.source, self.weight
         info, whole = source.tensors["weight"], weight.granularity == "tensor"
         scale = self._tensor_scale(transform, factors) if whole else None
@@ -147,7 +147,7 @@ class _Work:
                 wanted = wanted * factors
             if self.module.rotation is not None:
                 wanted = rotate_(wanted.clone(), self.module.rotation.size)
-            yield start, stop, wanted, dequantize(codes, scale, weight).sub_(wanted)
+            yield start, stop, wanted, dequantize(codes, scale, weight)
 
     def _tensor_scale(self, transform: BlockTransform, factors: Tensor | None) -> Tensor:
         info = self.module.source.tensors["weight"]
@@ -173,18 +173,14 @@ class _Kept:
         self._rounded = tokens if activation is None else rounded(tokens, activation)
         self._signal, self._noise = torch.zeros(2, len(tokens), dtype=torch.float64)
 
-    def add(self, weight: Tensor, error: Tensor) -> None:
-        """Outputs of more rows of the weight.
+    def add(self, weight: Tensor, hat: Tensor) -> None:
+        """Outputs of more rows of the weight, and of what stands for it.
 
-        The error is computed as such, not as a difference of outputs:
-        ``x_hat w_hat - x w = x_hat (w_hat - w) + (x_hat - x) w``.
+        float32 rounds them to about 120 dB, far below what quantizing does.
         """
         outputs = self._tokens @ weight.T
-        unwanted = self._rounded @ error.T
-        if self._rounded is not self._tokens:
-            unwanted += (self._rounded - self._tokens) @ weight.T
-        self._signal += outputs.double().square().sum(1)
-        self._noise += unwanted.double().square().sum(1)
+        self._signal += outputs.double().square_().sum(1)
+        self._noise += (self._rounded @ hat.T).sub_(outputs).double().square_().sum(1)
 
     def powers(self, bins: int, of: Tensor | None) -> Powers:
         """Means over tokens, for each timestep bin."""
@@ -206,8 +202,8 @@ def rounded(tokens: Tensor, activation: DynamicActivation) -> Tensor:
 
 def _column_squares(block: Tensor) -> Tensor:
     """The sum of squares of each column, float64."""
-    norms: Tensor = torch.linalg.vector_norm(block, dim=0, dtype=torch.float64)
-    return norms.square()
+    # A norm along rows takes several times as long on a CPU.
+    return block.double().square_().sum(0)
 
 
 def _prepared(tokens: Tensor, factors: Tensor | None, module: PlannedModule) -> Tensor:

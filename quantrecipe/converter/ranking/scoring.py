@@ -176,7 +176,8 @@ def _siblings(planned: Plan, measured: Statistics | None) -> list[list[Key]]:
         found = tie(planned.recipe.siblings, names).siblings
     elif measured is not None:
         found = found_siblings(planned, measured)
-    groups = [(group.part, group.modules) for group in (*found, *planned.smoothing_groups)]
+    groups = [(group.part, group.modules) for group in found]
+    groups += [(group.part, group.modules) for group in planned.smoothing_groups]
     return [[(part, name) for name in names] for part, names in groups]
 
 
