@@ -96,10 +96,15 @@ def measure(
     if tokens is not None and len(tokens):
         kept = _Kept(_prepared(tokens, factors, module), module.activation)
     columns = module.source.in_features
-    signal, noise = torch.zeros(2, columns, dtype=torch.float64)
+    signal, noise, rotated = torch.zeros(3, columns, dtype=torch.float64)
     row_bytes = module.source.tensors["weight"].nbytes // module.source.out_features
     for start, stop, weight, hat in work.blocks(transform, factors, importance):
-        signal += _column_squares(weight)
+        if module.rotation is None:
+            signal += _column_squares(weight)
+        else:
+            rotated += _column_squares(weight)
+            # Rotated twice, it is what it was.
+            signal += _column_squares(rotate_(weight.clone(), module.rotation.size))
         if kept is not None:
             kept.add(weight, hat)
         noise += _column_squares(hat.sub_(weight))
@@ -107,7 +112,9 @@ def measure(
     powers = None
     if kept is not None and inputs is not None:
         powers = kept.powers(len(inputs.input_absmax), inputs.input_token_bins)
-    return Errors(WeightColumns(signal, noise), powers)
+    return Errors(
+        WeightColumns(signal, noise, None if module.rotation is None else rotated), powers
+    )
 
 
 class _Work:
@@ -129,7 +136,7 @@ class _Work:
     def blocks(
         self, transform: BlockTransform, factors: Tensor | None, importance: Tensor | None
     ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        """First row, row after the last, smoothed weight and what stands for it, float32."""
+        """First row, row after the last, smoothed and rotated weight, what stands for it."""
         source, weight = self.module.source, self.weight
         info, whole = source.tensors["weight"], weight.granularity == "tensor"
         scale = self._tensor_scale(transform, factors) if whole else None

@@ -13,6 +13,7 @@ and token this is ``(s_w^2 |x|^2 + s_x^2 |w|^2) / 12 + K s_x^2 s_w^2 / 144``, su
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from quantrecipe.converter.calibration import ModuleStatistics
+from quantrecipe.formats.rotation import rotate_
 from quantrecipe.schema.schemes import DynamicActivation
 
 _E4M3_RELATIVE: Final = 0.75 / torch.log(torch.tensor(4.0)).item() / 12 / 2**6
@@ -41,11 +43,13 @@ class WeightColumns:
 
     Attributes:
         signal: ``S_j``, float64 ``[in]``.
-        noise: ``D_j``, float64 ``[in]``.
+        noise: ``D_j``, float64 ``[in]``; of the rotated weight, where it is rotated.
+        rotated: ``S_j`` of the rotated weight; ``None`` where it is not.
     """
 
     signal: Tensor
     noise: Tensor
+    rotated: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,7 @@ def predicted(
     columns: WeightColumns,
     activation: DynamicActivation | None,
     factors: Tensor | None = None,
+    rotation: int | None = None,
 ) -> Powers | None:
     """The powers that a linear's output will have, for each timestep bin.
 
@@ -104,6 +109,7 @@ def predicted(
         columns: of the weight as it is quantized: after smoothing.
         activation: how inputs are quantized; ``None``: they are not.
         factors: what inputs are divided by, float32 ``[in]``.
+        rotation: the columns in a block of the rotation; ``None``: there is none.
 
     Returns:
         ``None`` if second moments were not measured.
@@ -113,15 +119,26 @@ def predicted(
     moments = inputs.input_second_moment
     if factors is not None:
         moments = moments / factors.double().square()
+    power, weight = moments @ columns.signal, columns.signal
+    if rotation is not None:
+        assert columns.rotated is not None
+        # Unrelated channels of a block: each of the rotated ones is the mean of all of them.
+        blocks = moments.view(len(moments), -1, rotation)
+        moments = blocks.mean(2, keepdim=True).expand_as(blocks).reshape(moments.shape)
+        weight = columns.rotated
     noise = moments @ columns.noise
     if activation is not None:
-        rounding = rounding_noise(inputs, moments, activation, factors)
-        noise = noise + rounding @ (columns.signal + columns.noise)
-    return Powers(token_shares(inputs), moments @ columns.signal, noise)
+        rounding = rounding_noise(inputs, moments, activation, factors, rotation)
+        noise = noise + rounding @ (weight + columns.noise)
+    return Powers(token_shares(inputs), power, noise)
 
 
 def rounding_noise(
-    inputs: ModuleStatistics, moments: Tensor, activation: DynamicActivation, factors: Tensor | None
+    inputs: ModuleStatistics,
+    moments: Tensor,
+    activation: DynamicActivation,
+    factors: Tensor | None,
+    rotation: int | None = None,
 ) -> Tensor:
     """``v_j`` of each bin, float64 ``[B, in]``.
 
@@ -132,11 +149,15 @@ def rounding_noise(
 
     Args:
         inputs: before smoothing.
-        moments: ``E[x_j^2]`` after smoothing.
+        moments: ``E[x_j^2]`` after smoothing and rotation.
         activation: how inputs are quantized.
         factors: what inputs are divided by.
+        rotation: the columns in a block of the rotation.
     """
-    largest = largest_squares(inputs, activation, factors)[:, None]
+    if rotation is None:
+        largest = largest_squares(inputs, activation, factors)[:, None]
+    else:
+        largest = largest_rotated(inputs, moments, activation, factors, rotation)[:, None]
     scale = largest / _LARGEST[activation.format] ** 2
     if activation.format == "int8":
         return torch.minimum(moments, scale / 12)
@@ -170,3 +191,34 @@ def largest_squares(
         smoothed = (kept / factors).abs().amax(1).double().square().mean()
         return measured * (smoothed / largest)
     return measured * torch.where(before > 0, after / before, torch.ones_like(before))
+
+
+def largest_rotated(
+    inputs: ModuleStatistics,
+    moments: Tensor,
+    activation: DynamicActivation,
+    factors: Tensor | None,
+    rotation: int,
+) -> Tensor:
+    """``largest_squares`` of rotated inputs, float64 ``[B]``.
+
+    Without tokens that were kept, rotated inputs are taken as normally distributed, for they are
+    sums of many: the largest square of ``n`` is about ``2 ln n`` times their mean square.
+
+    Args:
+        inputs: before smoothing.
+        moments: ``E[x_j^2]`` after smoothing and rotation.
+        activation: how inputs are quantized.
+        factors: what inputs are divided by.
+        rotation: the columns in a block of the rotation.
+    """
+    bins = len(moments)
+    kept, count = inputs.tokens_kept(), moments.shape[1]
+    if kept is not None and len(kept):
+        values = kept.clone() if factors is None else kept / factors
+        squares = rotate_(values, rotation).abs().amax(1).double().square()
+        largest = squares.mean() if activation.granularity == "token" else squares.amax()
+        return largest.expand(bins)
+    if activation.granularity == "tensor" and inputs.tokens is not None:
+        count = count * max(1, int(inputs.tokens.sum()))
+    return moments.amax(1) * (2 * math.log(max(2, count)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from quantrecipe.converter.measured import column_importance
 from quantrecipe.converter.planning import RecipeLike, found_siblings, open_recipe, plan
 from quantrecipe.converter.protocol import Progress, silent
 from quantrecipe.converter.ranking.measuring import Errors, measure
-from quantrecipe.converter.ranking.noise import Powers, WeightColumns, predicted, ratio
+from quantrecipe.converter.ranking.noise import Powers, predicted, ratio
 from quantrecipe.converter.ranking.results import (
     Basis,
     Fragility,
@@ -211,11 +211,12 @@ class _Work:
         columns = errors.columns
         weight_noise = ratio(float(columns.noise.sum()), float(columns.signal.sum()))
         closed, share = None, None
+        rotation = None if module.rotation is None else module.rotation.size
         if inputs is not None:
-            closed = predicted(inputs, columns, module.activation, factors)
+            closed = predicted(inputs, columns, module.activation, factors, rotation)
         if inputs is not None and closed is not None:
-            exact = WeightColumns(columns.signal, torch.zeros_like(columns.noise))
-            alone = predicted(inputs, exact, module.activation, factors)
+            exact = replace(columns, noise=torch.zeros_like(columns.noise))
+            alone = predicted(inputs, exact, module.activation, factors, rotation)
             share = ratio(alone.ratio() if alone else 0.0, closed.ratio())
         powers, basis = _best(errors, closed)
         return Fragility(

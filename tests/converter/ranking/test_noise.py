@@ -19,6 +19,7 @@ from quantrecipe.converter.ranking.noise import (
     token_shares,
 )
 from quantrecipe.formats import dequantize, quantize
+from quantrecipe.formats.rotation import rotate_
 from quantrecipe.schema.schemes import DynamicActivation, Scheme
 from quantrecipe.testing.strategies import GROUP_SIZE
 from tests.converter.making import WEIGHTS
@@ -175,3 +176,29 @@ def test_inputs_that_are_all_zero_make_no_noise(activation_name: str) -> None:
 def test_without_second_moments_nothing_is_predicted() -> None:
     columns = WeightColumns(torch.ones(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64))
     assert predicted(ModuleStatistics(input_absmax=torch.ones(1, 4)), columns, None) is None
+
+
+@pytest.mark.parametrize("keep", [0, 64])
+@pytest.mark.parametrize("activation_name", ["none", "int8-token", "float8_e4m3fn-token"])
+@pytest.mark.parametrize("spread", [1.0, 100.0])
+def test_rotated_inputs_are_predicted_too(spread: float, activation_name: str, keep: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(TOKENS, 256, generator=generator)
+    x[:, :3] *= spread
+    weight = torch.randn(OUT, 256, generator=generator)
+    activation = ACTIVATIONS[activation_name]
+    # Smoothed, then rotated.
+    factors = torch.rand(256, generator=generator) + 0.5
+    turned = rotate_(weight * factors, 64)
+    rows = (x / factors).contiguous()
+    signal, noise, hat = real(rotate_(rows.clone(), 64), turned, "int8-channel-float32", activation)
+    columns = columns_of(turned, hat)
+    columns = WeightColumns(
+        (weight * factors).double().square().sum(0), columns.noise, columns.signal
+    )
+    found = predicted(observed(x, keep=keep), columns, activation, factors, 64)
+    assert found is not None
+    assert float(found.signal / signal) == pytest.approx(1, abs=0.1)
+    # The largest of a token is a guess without tokens: 6 dB, and never too good.
+    high = 1.2 if keep or activation is None else 4.0
+    assert 0.85 < float(found.noise / noise) < high

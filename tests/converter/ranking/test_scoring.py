@@ -140,6 +140,26 @@ def test_a_weight_is_as_noisy_as_its_conversion_says(
     assert decibels(found.weight_noise) == pytest.approx(module.error.sqnr_db, abs=0.006)
 
 
+def test_a_rotated_weight_is_as_noisy_as_its_conversion_says(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 64, generator=generator)
+    weight[:, 5] *= 50
+    source = save(tmp_path / "m.safetensors", {"a.weight": weight})
+    x = torch.randn(TOKENS, 64, generator=generator)
+    statistics = save_observed(
+        tmp_path / "s.safetensors", {("model", "a"): observed(x, keep=TOKENS)}
+    )
+    rotation = {"kind": "hadamard", "size": 16}
+    schemes = scheme(weight_spec("int8"), activation=TOKEN, rotation=rotation)
+    document = parsed(recipe(target="quantrecipe", schemes=schemes))
+    (found,) = rank(document, source, statistics=statistics).modules
+    (module,) = convert(document, source, tmp_path / "out").lock.modules
+    assert module.error is not None
+    assert decibels(found.weight_noise) == pytest.approx(module.error.sqnr_db, abs=0.006)
+    assert found.measured is not None
+    assert found.predicted == pytest.approx(found.measured, rel=0.3)
+
+
 def test_one_of_several_statistics_files_has_to_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
