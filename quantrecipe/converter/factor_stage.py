@@ -159,7 +159,8 @@ def find_factors(
             if log is not None:
                 log.append([_record(index, stage.done[index])])
                 kept()
-    return Factors(tuple(stage.done[index] for index in range(len(plan.smoothing_groups))))
+    groups = tuple(stage.done[index] for index in range(len(plan.smoothing_groups)))
+    return Factors.of_plan(plan, groups)
 
 
 class _Stage:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from quantrecipe.converter.measured import statistics_tensor
 from quantrecipe.converter.selection import check_capabilities, find_converter
 from quantrecipe.converter.standalone import LOADER_NAME, loader_source
 from quantrecipe.schema.document import STDIN, Document, parse_text, read_parsed
+from quantrecipe.schema.folds import fold_digest
 from quantrecipe.schema.plan import Plan, PlannedModule
 from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
@@ -20,8 +22,8 @@ from quantrecipe.schema.provenance import rotated_source
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import recipe_text, resolve_layout
 from quantrecipe.schema.schemes import second_moments
-from quantrecipe.schema.siblings import Siblings, differing, smoothing_groups
-from quantrecipe.schema.statistics import STATISTICS_KEY, TENSORS, Statistics
+from quantrecipe.schema.siblings import Siblings, differing, folded, smoothing_groups
+from quantrecipe.schema.statistics import STATISTICS_KEY, TENSORS, ProvenFold, Statistics
 from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
 from quantrecipe.schema.validation import examine_text, load_statistics_header, located
 
@@ -146,6 +148,7 @@ def _with_statistics(planned: Plan) -> Plan:
     problems: list[Problem] = []
     files: dict[str, SourceFileInfo] = {}
     siblings: list[Siblings] = []
+    proven: list[ProvenFold] = []
     for name, path in planned.statistics.items():
         if not path.exists():
             problems += _missing(planned, name, path)
@@ -154,6 +157,7 @@ def _with_statistics(planned: Plan) -> Plan:
         if STATISTICS_KEY in file.metadata:
             said = load_statistics_header(file.metadata[STATISTICS_KEY], str(path))
             siblings += _found_siblings(planned, name, said)
+            proven += said.folds
         else:
             problems.append(
                 Problem(
@@ -167,8 +171,10 @@ def _with_statistics(planned: Plan) -> Plan:
     if siblings and planned.recipe.siblings is None:
         found = tuple(dict.fromkeys(siblings))
         problems += differing(found, planned.modules)
-        planned = replace(planned, smoothing_groups=smoothing_groups(planned.modules, found))
+        ties = [*folded(planned.folds), *found]
+        planned = replace(planned, smoothing_groups=smoothing_groups(planned.modules, ties))
     problems += _no_tokens(planned, files)
+    problems += _not_proven(planned, proven)
     if problems:
         raise InvalidInput(problems)
     return planned
@@ -235,6 +241,29 @@ def found_siblings(planned: Plan, said: Statistics) -> Iterator[Siblings]:
             found = sorted({new for name in group for new in names.get((part, name), ())})
             if len(found) > 1:
                 yield Siblings(part, tuple(found))
+
+
+def _not_proven(planned: Plan, proven: Iterable[ProvenFold]) -> Iterator[Problem]:
+    """Edges that are used, and that no statistics file says to be proven where they are."""
+    known: dict[tuple[str, str], int] = {}
+    for one in proven:
+        key = one.part, one.fold_sha256
+        known[key] = max(known.get(key, 0), one.sites)
+    places = Counter((site.edge, site.part) for site in planned.folds)
+    for (edge, part), count in sorted(places.items()):
+        there = known.get((part, fold_digest(planned.recipe.folds[edge])), 0)
+        if there >= count:
+            continue
+        message = f"no statistics file says that it was proven on part {part!r}"
+        if there:
+            message = f"proven in {there} places of part {part!r}, and used in {count}"
+        yield Problem(
+            "fold-unproven",
+            message,
+            hint="quantrecipe calibrate proves the folds of a recipe on the model; so does "
+            "quantrecipe.converter.calibration.check_folds.",
+            pointer=f"/folds/{edge}",
+        )
 
 
 def _no_tokens(planned: Plan, files: Mapping[str, SourceFileInfo]) -> Iterator[Problem]:

@@ -39,9 +39,13 @@ class Job:
         write: takes the bytes of each tensor that the unit writes (``unit.ranges``), by role, each
             from its first byte to its last, in as many pieces as there are. A byte too many is a
             ``ValueError``, one too few is noticed at the end.
-        factors: of a module that is smoothed, else ``None``: float32 ``[in]``, on the CPU, the same
-            for all units of the module. Columns of the weight are multiplied by them; they are
-            written as they are where the unit has a role ``smoothing``.
+        factors: of a module that is smoothed, or reads an input with one whose smoothing is folded,
+            else ``None``: float32 ``[in]``, on the CPU, the same for all units of the module.
+            Columns of the weight are multiplied by them, whatever it is stored as; they are written
+            as they are where the unit has a role ``smoothing``.
+        divisors: of a module or vector that smoothing is folded into, else ``None``: float32, one
+            for each of its rows, on the CPU. ``formats.folding`` says what is divided by them;
+            numbers of a bias are as well.
         statistics: the statistics files, by the paths that schemes name them by.
         block_bytes: about how many bytes of float32 numbers to hold at a time; at least one row (or
             one row of blocks) is held whatever it says. It never changes what is written.
@@ -55,6 +59,7 @@ class Job:
     reader: SourceReader
     write: Write
     factors: Tensor | None = None
+    divisors: Tensor | None = None
     statistics: Mapping[str, Path] = field(default_factory=dict)
     block_bytes: int = DEFAULT_BLOCK_BYTES
     compiled: bool = False

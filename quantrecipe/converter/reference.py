@@ -12,6 +12,7 @@ from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import check_scales, naming
 from quantrecipe.formats import cast, dequantize, quantize, row_errors, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.folding import divide_scales, divides_scales, fold_rows, fold_vector
 from quantrecipe.formats.memory import as_memory
 from quantrecipe.formats.refusals import all_finite, refuse_non_finite
 from quantrecipe.formats.rotation import rotate_
@@ -32,8 +33,8 @@ class ReferenceConverter:
         """See ``Converter.convert``. Memory grows with the largest module."""
         of, unit = job.unit.of, job.unit
         if isinstance(of, PlannedOther):
-            content = _read_bytes(job.reader, of.source)
-            job.write("other", memoryview(content)[unit.start : unit.stop])
+            whole = _divided(job, of.source) if of.divided else _read_bytes(job.reader, of.source)
+            job.write("other", memoryview(whole)[unit.start : unit.stop])
             return None
         if "smoothing" in unit.ranges():
             assert job.factors is not None
@@ -41,7 +42,8 @@ class ReferenceConverter:
         for role, part in unit.ranges().items():
             if role == "bias" or of.copied:
                 start = part.position - of.outputs[role].offset
-                content = _read_bytes(job.reader, of.source.tensors[role])
+                info = of.source.tensors[role]
+                content = _divided(job, info) if of.divided else _read_bytes(job.reader, info)
                 job.write(role, memoryview(content)[start : start + part.nbytes])
         return None if of.copied else _convert(job, of)
 
@@ -50,26 +52,41 @@ def _convert(job: Job, module: PlannedModule) -> ErrorSums | None:
     rows = slice(job.unit.start, job.unit.stop)
     source = module.source.tensors["weight"]
     with naming(source):
-        weight = _decode(job.reader, module)
+        weight, divisors = _decode(job.reader, module), job.divisors
+        scales_divided = divisors is not None and divides_scales(module.weight)
         if isinstance(module.weight, PlainWeight):
+            if module.multiplied or module.divided:
+                weight = fold_rows(weight, job.factors, divisors)
             job.write("weight", as_memory(cast(weight, module.weight.format)[rows]))
             return None
         weight = to_float32(weight)
         if job.factors is not None:
             weight = weight * job.factors
+        if divisors is not None and not scales_divided:
+            weight = fold_rows(weight, None, divisors)
         if module.rotation is not None:
             if not all_finite(weight):
                 refuse_non_finite(weight)
             weight = rotate_(weight.clone(), module.rotation.size)
         importance = column_importance(job.statistics, module, job.factors)
         quantized = quantize(weight, module.weight, importance)
-    assert quantized.scale is not None
+        assert quantized.scale is not None
+        stored = quantized.scale
+        if divisors is not None and scales_divided:
+            stored = divide_scales(stored, divisors)
     height, _ = module.weight.group_shape(*weight.shape)
     grid = slice(rows.start // height, -(-rows.stop // height))
     weight, codes, scale = weight[rows], quantized.codes[rows], quantized.scale[grid]
     job.write("weight", as_memory(codes))
-    job.write("weight_scale", as_memory(scale))
+    job.write("weight_scale", as_memory(stored[grid]))
     return ErrorSums.of_blocks([row_errors(weight, codes, scale, module.weight)])
+
+
+def _divided(job: Job, info: TensorInfo) -> bytes:
+    """A vector, divided by what is folded into it."""
+    assert job.divisors is not None
+    with naming(info):
+        return bytes(as_memory(fold_vector(_read(job.reader, info), job.divisors)))
 
 
 def _decode(reader: SourceReader, module: PlannedModule) -> Tensor:

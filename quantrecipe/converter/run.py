@@ -14,7 +14,7 @@ from quantrecipe.converter.checking import check_bounds, module_results
 from quantrecipe.converter.devices import CPU, check_devices
 from quantrecipe.converter.engine import Means, Worked, work
 from quantrecipe.converter.factor_stage import FACTORS_NAME, find_factors
-from quantrecipe.converter.factors import Factors
+from quantrecipe.converter.factors import Factors, folded_file
 from quantrecipe.converter.locking import make_lock
 from quantrecipe.converter.planning import RecipeLike, open_recipe, plan
 from quantrecipe.converter.protocol import Converter, Progress, silent
@@ -31,6 +31,7 @@ from quantrecipe.converter.sidecars import Sidecar, find_sidecars
 from quantrecipe.converter.units import Unit, cut
 from quantrecipe.converter.working import BrokenConverter, Setup
 from quantrecipe.schema.canonical import document_bytes
+from quantrecipe.schema.folds import FOLDED_NAME
 from quantrecipe.schema.lock import LOCK_NAME, RECIPE_NAME, Lock
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import InvalidInput, OutputError
@@ -139,7 +140,7 @@ def carry_out(
             factors, worked = _work(planned, units, converter, staging, earlier, means, notice)
             results = module_results(planned, units, worked.units, converter)
             check_bounds(planned, results)
-            small = _small_files(planned, sidecars)
+            small = _small_files(planned, sidecars, factors)
             lock = make_lock(planned, converter, results, factors, worked, small)
             small[LOCK_NAME] = document_bytes(lock.to_json_value())
             for path, content in small.items():
@@ -191,11 +192,14 @@ def _may_succeed_later(error: BaseException) -> bool:
     return all(problem.kind == "source-changed" for problem in error.problems)
 
 
-def _small_files(planned: Plan, sidecars: tuple[Sidecar, ...]) -> dict[str, bytes]:
+def _small_files(
+    planned: Plan, sidecars: tuple[Sidecar, ...], factors: Factors
+) -> dict[str, bytes]:
     """Everything beside the tensors, but for the lock, which vouches for it."""
     return {
         **{sidecar.path: sidecar.content for sidecar in sidecars},
         **planned.extra_files,
+        **({FOLDED_NAME: folded_file(factors.folds)} if planned.folds else {}),
         RECIPE_NAME: document_bytes(planned.recipe.to_json_value()),
     }
 
@@ -215,6 +219,7 @@ def _output_paths(planned: Plan, sidecars: tuple[Sidecar, ...]) -> tuple[str, ..
         *(file.path for file in planned.files),
         *(sidecar.path for sidecar in sidecars),
         *planned.extra_files,
+        *([FOLDED_NAME] if planned.folds else []),
         RECIPE_NAME,
         LOCK_NAME,
     )

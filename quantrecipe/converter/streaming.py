@@ -13,16 +13,19 @@ from quantrecipe.converter.devices import CPU, Device
 from quantrecipe.converter.measured import column_importance
 from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import naming
-from quantrecipe.converter.source_rows import SourceRows
+from quantrecipe.converter.source_rows import SourceRows, read_slice
 from quantrecipe.converter.units import row_blocks, row_multiple
 from quantrecipe.formats import RowErrors, cast, get_format
+from quantrecipe.formats.base import Workspace
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.folding import divide_scales, divides_scales, fold_rows, fold_vector
+from quantrecipe.formats.kernels import decode_block
 from quantrecipe.formats.memory import as_memory
 from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.capabilities import BUILT_IN
 from quantrecipe.schema.lock import Role
 from quantrecipe.schema.plan import PlannedModule, PlannedOther
-from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight
+from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, PlainWeight
 from quantrecipe.schema.tensors import TensorInfo
 
 
@@ -56,7 +59,10 @@ class _Work:
     def run(self) -> ErrorSums | None:
         module = self.unit.of
         if isinstance(module, PlannedOther):
-            self._copy("other", module.source, self.unit.start, self.unit.stop)
+            if module.divided:
+                self._divide("other", module.source, self.unit.start, self.unit.stop)
+            else:
+                self._copy("other", module.source, self.unit.start, self.unit.stop)
             return None
         if module.copied:
             for role, part in self.unit.ranges().items():
@@ -65,7 +71,8 @@ class _Work:
             return None
         if "bias" in module.outputs and self.unit.first:
             bias = module.source.tensors["bias"]
-            self._copy("bias", bias, 0, bias.nbytes)
+            carry = self._divide if module.divided else self._copy
+            carry("bias", bias, 0, bias.nbytes)
         if "smoothing" in module.outputs and self.unit.first:
             assert self.job.factors is not None
             self.job.write("smoothing", as_memory(self.job.factors))
@@ -83,6 +90,23 @@ class _Work:
             self.job.write(role, as_memory(piece))
             self.job.progress(last - first, source.name)
 
+    def _divide(self, role: Role, source: TensorInfo, start: int, stop: int) -> None:
+        """Divide a vector, or the bytes of it from ``start`` on, by what is folded into it."""
+        dtype = TORCH_DTYPES[source.dtype]
+        first, count = start // dtype.itemsize, (stop - start) // dtype.itemsize
+        values = read_slice(
+            self.job.reader, source, first, (count,), self.buffers.view("copy", (count,), dtype)
+        )
+        assert self.job.divisors is not None
+        with naming(source, first):
+            folded = fold_vector(values, self.job.divisors[first : first + count])
+        self.job.write(role, as_memory(folded))
+        self.job.progress(stop - start, source.name)
+
+    def _divisors(self, start: int, stop: int) -> Tensor | None:
+        divisors = self.job.divisors
+        return None if divisors is None else divisors[start:stop]
+
     def _blocks(self, module: PlannedModule) -> Iterator[tuple[int, int]]:
         multiple = math.lcm(row_multiple(module.source.weight), row_multiple(module.weight))
         columns, size = module.source.in_features, self.job.block_bytes
@@ -98,34 +122,31 @@ class _Work:
     def _cast(self, module: PlannedModule, weight: PlainWeight) -> None:
         rows = self._rows(module)
         direct = isinstance(module.source.weight, PlainWeight)
+        folded = module.multiplied or module.divided
         for start, stop in self._blocks(module):
             block = rows.codes(start, stop) if direct else rows.read(start, stop)
             target = self.buffers.view("cast", tuple(block.shape), TORCH_DTYPES[weight.format])
             with naming(module.source.tensors["weight"], start):
+                if folded:
+                    block = fold_rows(block, self.job.factors, self._divisors(start, stop))
                 cast(block, weight.format, out=target)
             self.job.write("weight", as_memory(target))
             self._advance(module, stop - start)
 
     def _quantize(self, module: PlannedModule, weight: AnyScaledWeight) -> ErrorSums:
-        rows, source = self._rows(module), module.source.tensors["weight"]
+        source = module.source.tensors["weight"]
+        inputs = _Inputs(module, weight, self._rows(module), self.job, self.device)
         transform = block_transform(
-            module.source.weight,
-            weight,
-            rotation=module.rotation,
-            prefer_compiled=self.job.compiled,
+            inputs.format, weight, rotation=module.rotation, prefer_compiled=self.job.compiled
         )
-        factors = self.job.factors
-        importance = column_importance(self.job.statistics, module, factors)
-        if factors is not None:
-            factors = factors.to(self.device.name)
+        importance = column_importance(self.job.statistics, module, self.job.factors)
         if importance is not None:
             importance = importance.to(self.device.name)
         whole = weight.granularity == "tensor"
-        scale = self._tensor_scale(module, weight, rows, transform, factors) if whole else None
+        scale = self._tensor_scale(module, weight, inputs, transform) if whole else None
         errors: list[RowErrors] = []
         for start, stop in self._blocks(module):
-            shape = (stop - start, rows.columns)
-            stored = rows.stored_on(self.device, start, stop)
+            shape = (stop - start, module.source.in_features)
             memory = self.device.memory
             codes = memory.view("codes out", shape, get_format(weight).code_dtype)
             if not whole:
@@ -133,8 +154,9 @@ class _Work:
                 scale = memory.view("scales out", grid, TORCH_DTYPES[weight.scale_dtype])
             assert scale is not None
             with naming(source, start, start // row_multiple(weight)):
-                found = transform(*stored, factors, codes, scale, importance)
-            out = self.device.give("out", codes, scale, found.signal, found.noise)
+                found = transform(*inputs.read(start, stop), codes, scale, importance)
+                divided = inputs.divided(scale, start, stop)
+            out = self.device.give("out", codes, divided, found.signal, found.noise)
             self.job.write("weight", as_memory(out[0]))
             if not whole:
                 self.job.write("weight_scale", as_memory(out[1]))
@@ -146,18 +168,64 @@ class _Work:
         self,
         module: PlannedModule,
         weight: AnyScaledWeight,
-        rows: SourceRows,
+        inputs: _Inputs,
         transform: BlockTransform,
-        factors: Tensor | None,
     ) -> Tensor:
         """One scale for the weight needs the maximum of all of it first."""
         amax: Tensor | None = None
         for start, stop in self._blocks(module):
             with naming(module.source.tensors["weight"], start):
-                largest = transform.absmax(*rows.stored_on(self.device, start, stop), factors)
+                largest = transform.absmax(*inputs.read(start, stop))
             amax = largest if amax is None else torch.maximum(amax, largest)
         assert amax is not None
         with naming(module.source.tensors["weight"]):
             scale = get_format(weight).scales(amax, weight)
         self.job.write("weight_scale", as_memory(scale.cpu()))
         return scale
+
+
+class _Inputs:
+    """What a weight's transform is given, on the device: as stored, or with its rows divided.
+
+    Attributes:
+        format: what it is given the rows in.
+    """
+
+    def __init__(
+        self,
+        module: PlannedModule,
+        weight: AnyScaledWeight,
+        rows: SourceRows,
+        job: Job,
+        device: Device,
+    ) -> None:
+        def there(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device.name)
+
+        self._source = module.source.weight
+        self._rows, self._device = rows, device
+        self._factors, self._divisors = there(job.factors), there(job.divisors)
+        self._scratch = Workspace()
+        self._rows_divided = module.divided and not divides_scales(weight)
+        self.format: AnyWeight = (
+            PlainWeight(format="float32") if self._rows_divided else self._source
+        )
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Codes, scales and factors of some rows.
+
+        Raises:
+            InvalidInput: a number is not finite.
+        """
+        codes, scales = self._rows.stored_on(self._device, start, stop)
+        if not self._rows_divided:
+            return codes, scales, self._factors
+        assert self._divisors is not None
+        values = decode_block(self._source, codes, scales, self._factors, None, self._scratch)
+        return fold_rows(values, None, self._divisors[start:stop]), None, None
+
+    def divided(self, scales: Tensor, start: int, stop: int) -> Tensor:
+        """The scales of some rows, as they are stored."""
+        if self._divisors is None or self._rows_divided:
+            return scales
+        return divide_scales(scales, self._divisors[start:stop])

@@ -62,6 +62,13 @@ class Unit:
         """Whether it is the first of its module or tensor: what cannot be cut is written there."""
         return self.start == 0
 
+    @property
+    def rows(self) -> int:
+        """Rows of the whole module, or of the whole tensor; a tensor without dimensions has one."""
+        if isinstance(self.of, PlannedOther):
+            return self.of.source.shape[0] if self.of.source.shape else 1
+        return self.of.source.out_features
+
     def ranges(self) -> Mapping[Role, Range]:
         """What it writes, by role; all units together write every byte of every tensor once."""
         if isinstance(self.of, PlannedOther):

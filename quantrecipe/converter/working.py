@@ -189,6 +189,7 @@ class UnitWorker:
             reader=self._reader,
             write=writer.write,
             factors=self._factors.of(unit.of.part, unit.of.name),
+            divisors=self._factors.folds.divisors(unit.of.part, unit.of.name, unit.rows),
             statistics=setup.statistics,
             block_bytes=setup.block_bytes,
             compiled=setup.compiled,

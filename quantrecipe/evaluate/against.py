@@ -13,9 +13,11 @@ from typing import Final
 import torch
 
 from quantrecipe.checkpoint import file_sha256, open_parts
-from quantrecipe.evaluate.copies import check_cast, check_copy
+from quantrecipe.evaluate.copies import check_cast, check_copy, check_divided
+from quantrecipe.evaluate.folds import read_folded
 from quantrecipe.evaluate.proofs import Measured, prove_bound
 from quantrecipe.evaluate.records import ModuleError, Progress
+from quantrecipe.formats.folding import FoldedFactors
 from quantrecipe.formats.proof import COMPILED_PAYS_FROM_BYTES
 from quantrecipe.loaders import Checkpoint, open_checkpoint
 from quantrecipe.schema.layout_reading import StoredModule
@@ -76,7 +78,11 @@ def prove(path: Path, source: Path, lock: Lock, *, block_bytes: int, progress: P
         except InvalidInput as error:
             return Proof(error.problems)
         with converted:
-            work = _Against(lock, original, converted, block_bytes, progress)
+            try:
+                folds = read_folded(path, lock)
+            except InvalidInput as error:
+                return Proof(error.problems)
+            work = _Against(lock, original, converted, folds, block_bytes, progress)
             work.run()
     problems = tuple(work.problems)
     return Proof(problems, problems, tuple(sorted(work.measured, key=worst_first)))
@@ -116,6 +122,7 @@ class _Against:
     lock: Lock
     source: Checkpoint
     output: Checkpoint
+    folds: FoldedFactors
     block_bytes: int
     progress: Progress
     problems: list[Problem] = field(default_factory=list)
@@ -188,7 +195,7 @@ class _Against:
         if source is None:
             self._note("extra-tensor", "the source has no such tensor", target)
             return
-        self._copied(source, target)
+        self._carried(locked, source, target)
 
     def _module(self, locked: LockedModule) -> None:
         source = self.source.part(locked.part).modules.get(locked.name)
@@ -208,7 +215,7 @@ class _Against:
         else:
             self._kept(locked, source, output)
         if "bias" in source.tensors or "bias" in output.tensors:
-            self._bias(source, output)
+            self._bias(locked, source, output)
 
     def _quantized(self, locked: LockedModule, weight: AnyScaledWeight, info: TensorInfo) -> None:
         said = locked.weight
@@ -220,6 +227,7 @@ class _Against:
             locked.part,
             self.block_bytes,
             quantizer,
+            self.folds,
             prefer_compiled=self.compiled,
         )
         self.problems += found.problems
@@ -262,7 +270,7 @@ class _Against:
             self._note("mistyped-tensor", message, info)
         elif isinstance(output.weight, PlainWeight):
             self.problems += check_cast(
-                self.source, self.output, locked.name, locked.part, self.block_bytes
+                self.source, self.output, locked.name, locked.part, self.block_bytes, self.folds
             )
         elif same_numbers(source.weight, output.weight, shape):
             self._copied(source.tensors["weight"], info)
@@ -277,14 +285,25 @@ class _Against:
             return same_numbers(source.weight, output.weight, shape)
         return output.weight.format == wanted
 
-    def _bias(self, source: StoredModule, output: StoredModule) -> None:
+    def _bias(self, locked: LockedModule, source: StoredModule, output: StoredModule) -> None:
         if "bias" not in source.tensors or "bias" not in output.tensors:
             where = "output" if "bias" in source.tensors else "source"
             self._note(
                 "missing-tensor", f"the {where} has no bias for it", output.tensors["weight"]
             )
             return
-        self._copied(source.tensors["bias"], output.tensors["bias"])
+        self._carried(locked, source.tensors["bias"], output.tensors["bias"])
+
+    def _carried(
+        self, locked: LockedModule | LockedOther, source: TensorInfo, target: TensorInfo
+    ) -> None:
+        """A vector or another tensor: divided by what is folded into it, else a copy."""
+        rows = source.shape[0] if source.shape else 1
+        divisors = self.folds.divisors(locked.part, locked.name, rows)
+        if divisors is None:
+            self._copied(source, target)
+        else:
+            self.problems += check_divided(self.source, source, self.output, target, divisors)
 
     def _copied(self, source: TensorInfo, target: TensorInfo) -> None:
         self.problems += check_copy(self.source, source, self.output, target, self.block_bytes)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from quantrecipe.evaluate.locked import is_below
+from quantrecipe.evaluate.locked import is_below, locked_sites
 from quantrecipe.evaluate.sidecars import shard_indexes, written_configs
 from quantrecipe.schema.dtypes import DTYPES, byte_size
+from quantrecipe.schema.folds import FOLDED_NAME
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
 from quantrecipe.schema.layout_writing import module_tensors, other_name, refusal
@@ -19,7 +20,7 @@ from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
 from quantrecipe.schema.selection import Taken, select
-from quantrecipe.schema.siblings import Siblings, smoothing_groups, tie
+from quantrecipe.schema.siblings import Siblings, folded, smoothing_groups, tie
 from quantrecipe.schema.tensors import OutputTensor
 
 _SUFFIX: Final = ".safetensors"
@@ -71,6 +72,8 @@ def _sidecars(lock: Lock) -> Iterator[Problem]:
             yield _wrong(pointer, f"{file.path!r} is not below the folder of the lock")
         seen.add(file.path.casefold())
     always = {RECIPE_NAME, *shard_indexes(lock), *written_configs(lock)}
+    if locked_sites(lock):
+        always.add(FOLDED_NAME)
     for path in always - {file.path for file in lock.sidecars}:
         yield _wrong("/sidecars", f"{path!r} was written, and is not listed")
 
@@ -264,7 +267,7 @@ def _smoothing_groups(lock: Lock) -> Iterator[Problem]:
         names.setdefault(module.part, []).append(module.name)
     ties = tuple(Siblings(group.part, group.modules) for group in groups)
     if lock.recipe.siblings is not None:
-        ties = tie(lock.recipe.siblings, names).siblings
+        ties = (*folded(locked_sites(lock)), *tie(lock.recipe.siblings, names).siblings)
     expected = [(group.part, group.modules) for group in smoothing_groups(lock.modules, ties)]
     if [(group.part, group.modules) for group in groups] != expected:
         message = "the groups are not those that the recipe makes of the smoothed modules"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from quantrecipe.evaluate.proofs import row_blocks
 from quantrecipe.formats import Unrepresentable, cast
+from quantrecipe.formats.folding import FoldedFactors, fold_rows, fold_vector
 from quantrecipe.loaders import Checkpoint
 from quantrecipe.schema.dtypes import DTYPES
 from quantrecipe.schema.problems import InvalidInput, Problem
@@ -53,10 +55,46 @@ def check_copy(
             return
 
 
+def check_divided(
+    source: Checkpoint,
+    original: TensorInfo,
+    output: Checkpoint,
+    copied: TensorInfo,
+    divisors: Tensor,
+) -> Iterator[Problem]:
+    """Hold a vector that smoothing is folded into to the source's, divided.
+
+    Raises:
+        InvalidInput: a number of the source cannot be divided.
+    """
+    if (original.dtype, original.shape) != (copied.dtype, copied.shape):
+        message = (
+            f"is {copied.dtype} {list(copied.shape)}, and {original.dtype} "
+            f"{list(original.shape)} in the source"
+        )
+        yield _differs("mistyped-tensor", message, copied)
+        return
+    with _naming(original):
+        wanted = fold_vector(source.tensor(original), divisors)
+    unequal = _bits(wanted) != _bits(output.tensor(copied))
+    if unequal.any():
+        message = (
+            f"is not the source's, divided by what is folded into it, first at {unequal.argmax()}"
+        )
+        yield _differs("not-divided", message, copied)
+
+
 def check_cast(
-    source: Checkpoint, output: Checkpoint, name: str, part: str, block_bytes: int
+    source: Checkpoint,
+    output: Checkpoint,
+    name: str,
+    part: str,
+    block_bytes: int,
+    folds: FoldedFactors,
 ) -> Iterator[Problem]:
     """Hold a plain weight to the source's: the same bytes in the same dtype, else the exact cast.
+
+    Where smoothing is folded, it is the cast of what the factors make of it.
 
     Raises:
         InvalidInput: a number of the source cannot be cast.
@@ -64,15 +102,17 @@ def check_cast(
     before, after = source.module(name, part), output.module(name, part)
     assert isinstance(after.weight, PlainWeight)
     info = after.tensors["weight"]
+    factors = folds.factors(part, name)
+    divisors = folds.divisors(part, name, after.out_features)
     for start, stop in row_blocks(before, after, block_bytes):
         direct = isinstance(before.weight, PlainWeight)
         read = source.codes if direct else source.rows
-        try:
-            wanted = cast(read(name, part, start, stop), after.weight.format)
-        except Unrepresentable as refused:
-            place = before.tensors["weight"]
-            problem = replace(refused.at(place.name, start), file=str(place.file))
-            raise InvalidInput(problem) from None
+        with _naming(before.tensors["weight"], start):
+            rows = read(name, part, start, stop)
+            if factors is not None or divisors is not None:
+                own = None if divisors is None else divisors[start:stop]
+                rows = fold_rows(rows, factors, own)
+            wanted = cast(rows, after.weight.format)
         unequal = _bits(wanted) != _bits(output.codes(name, part, start, stop))
         if unequal.any():
             row, column = (int(index) for index in np.argwhere(unequal)[0])
@@ -82,6 +122,16 @@ def check_cast(
             )
             yield _differs("not-the-cast", message, info)
             return
+
+
+@contextmanager
+def _naming(info: TensorInfo, start: int = 0) -> Iterator[None]:
+    """Within it, a refused number of a block of ``info`` that begins at ``start`` is named."""
+    try:
+        yield
+    except Unrepresentable as refused:
+        problem = replace(refused.at(info.name, start), file=str(info.file))
+        raise InvalidInput(problem) from None
 
 
 def _bits(block: Tensor) -> npt.NDArray[np.generic]:

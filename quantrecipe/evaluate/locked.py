@@ -11,6 +11,7 @@ from typing import Final
 from quantrecipe.checkpoint import SourceError
 from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.document import document_of, parse_text
+from quantrecipe.schema.folds import FoldSite, find_sites
 from quantrecipe.schema.lock import LOCK_NAME, Lock
 from quantrecipe.schema.parsed import MAX_LOCK_BYTES
 from quantrecipe.schema.problems import Problem
@@ -90,6 +91,23 @@ def _as_written(text: bytes) -> Lock | None:
         return None
     assert isinstance(found, Lock)
     return found
+
+
+def locked_sites(lock: Lock) -> tuple[FoldSite, ...]:
+    """Where smoothing was folded, in the order of the plan; edges that do not fit are left out."""
+    sites: list[FoldSite] = []
+    for part in sorted(lock.recipe.source.parts):
+        mine = [module for module in lock.modules if module.part == part]
+        weights = {m.name: m.tensors["weight"].shape for m in mine if "weight" in m.tensors}
+        found = find_sites(
+            lock.recipe.folds,
+            part,
+            {name: (shape[0], shape[1]) for name, shape in weights.items() if len(shape) == 2},
+            {other.name: other.tensor.shape for other in lock.others if other.part == part},
+            {m.name for m in mine if m.smoothing is not None and m.smoothing.apply == "fold"},
+        )
+        sites += found.sites
+    return tuple(sites)
 
 
 def rewritten(file: Path) -> Problem:

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from quantrecipe.formats import Unrepresentable, get_format, sqnr_db
-from quantrecipe.formats.base import WeightFormat
+from quantrecipe.formats.base import WeightFormat, Workspace
 from quantrecipe.formats.clip_search import candidate_scales
+from quantrecipe.formats.folding import FoldedFactors, divide_scales, divides_scales, fold_rows
+from quantrecipe.formats.kernels import decode_block
 from quantrecipe.formats.proof import Proven, TargetNonFinite, block_proof
 from quantrecipe.loaders import Checkpoint
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.problems import InvalidInput, Problem
-from quantrecipe.schema.schemes import ClipSearch, PlainWeight, Quantizer, ScaledWeight
+from quantrecipe.schema.schemes import AnyWeight, ClipSearch, PlainWeight, Quantizer, ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
 
 
@@ -43,14 +45,17 @@ def prove_bound(
     part: str,
     block_bytes: int,
     quantizer: Quantizer,
+    folds: FoldedFactors,
     *,
     prefer_compiled: bool = False,
 ) -> Measured:
     """Stream a module's rows from both and hold ``abs(w - w_hat)`` to the bound of its format.
 
-    ``w`` is the source's weight in float32, times the smoothing factors that are stored, rotated as
-    the module is: bit for bit what its codes were computed from. ``w_hat`` is decoded from codes
-    and scales as stored. Errors are compared in float64.
+    ``w`` is the source's weight in float32, times the smoothing factors that are stored or folded,
+    rotated as the module is: bit for bit what its codes were computed from. ``w_hat`` is decoded
+    from codes and scales as stored. Errors are compared in float64. Where factors are folded into
+    the rows, ``w`` is divided by them, or codes are proven with the scales that they had before
+    these were divided.
 
     A bound alone would prove little of a scale that is too small, since it allows for what is
     clipped; so scales are held to the source's absolute maxima, bit by bit: each must be one that
@@ -63,21 +68,31 @@ def prove_bound(
     original, module = source.module(name, part), output.module(name, part)
     assert isinstance(module.weight, ScaledWeight)
     spec = module.weight.model_copy(update={"quantizer": quantizer})
-    prove = block_proof(
-        original.weight, spec, rotation=module.rotation, prefer_compiled=prefer_compiled
-    )
-    proof = _Proof(module, spec, get_format(spec))
-    factors = None
+    factors = folds.factors(part, name)
     if "smoothing" in module.tensors:
         factors = output.tensor(module.tensors["smoothing"])
+    divisors = folds.divisors(part, name, module.out_features)
+    rows_divided = divisors is not None and not divides_scales(spec)
+    given: AnyWeight = PlainWeight(format="float32") if rows_divided else original.weight
+    prove = block_proof(given, spec, rotation=module.rotation, prefer_compiled=prefer_compiled)
+    proof = _Proof(module, spec, get_format(spec))
     plain = isinstance(original.weight, PlainWeight)
     for start, stop in row_blocks(original, module, block_bytes):
         codes_in = source.codes(name, part, start, stop)
         scales_in = None if plain else source.scales(name, part, start, stop)
         codes = output.codes(name, part, start, stop)
         scale = output.scales(name, part, start, stop)
+        stored: tuple[Tensor, Tensor | None, Tensor | None] = codes_in, scales_in, factors
         try:
-            proof.take_in(prove(codes_in, scales_in, factors, codes, scale), scale, start)
+            if divisors is not None:
+                rows = divisors[start:stop]
+                rotation = None if rows_divided else module.rotation
+                values = decode_block(original.weight, *stored, rotation, Workspace())
+                if rows_divided:
+                    stored = fold_rows(values, None, rows), None, None
+                else:
+                    scale = proof.undivided(values, scale, rows, start)
+            proof.take_in(prove(*stored, codes, scale), scale, start)
         except Unrepresentable as refused:
             of = module if isinstance(refused, TargetNonFinite) else original
             info = of.tensors["weight"]
@@ -123,6 +138,33 @@ class _Proof:
         # leave holes in memory that nothing fits into.
         self.signal = torch.zeros(self.module.out_features, dtype=torch.float64)
         self.noise = torch.zeros_like(self.signal)
+
+    def undivided(self, weight: Tensor, stored: Tensor, divisors: Tensor, start: int) -> Tensor:
+        """The scales that were divided: those the quantizer chooses from that give what is stored.
+
+        Where none does, about what they would have been, and a problem.
+
+        Args:
+            weight: the source's rows, float32, before anything is divided.
+            stored: their scales.
+            divisors: of the rows, float32.
+            start: the first of the rows.
+        """
+        found = (stored.double() * divisors.double().unsqueeze(1)).float()
+        unknown = torch.ones_like(stored, dtype=torch.bool)
+        amax = self.fmt.measure(weight, self.spec)
+        for candidate in candidate_scales(amax, self.fmt, self.spec):
+            fits = (divide_scales(candidate, divisors) == stored) & unknown
+            found[fits] = candidate[fits]
+            unknown &= ~fits
+        if bool(unknown.any()) and not self.wrong_scale:
+            row, column = (int(index) for index in unknown.nonzero()[0])
+            self.wrong_scale = (
+                f"the scale at [{start + row}, {column}] of its grid is "
+                f"{float(stored[row, column])!r}, and no scale of the source's weights there, "
+                f"divided by the folded factor {float(divisors[row])!r}, makes it that"
+            )
+        return found
 
     def take_in(self, found: Proven, scale: Tensor, start: int) -> None:
         """Add one block of rows, the first of which is row ``start``."""

@@ -134,10 +134,10 @@ def tiny_input(seed: int = 1) -> Tensor:
     return x * torch.linspace(-2, 2, WIDTH).exp()
 
 
-def runner(model: nn.Module, *args: Any, **kwargs: Any) -> Callable[[], object]:
+def runner(model: nn.Module, *args: Any, **kwargs: Any) -> Callable[[], Any]:
     """Calls ``model`` with these."""
 
-    def run() -> object:
+    def run() -> Any:
         with torch.no_grad():
             return model(*args, **kwargs)
 

@@ -1,0 +1,322 @@
+"""Smoothing that is folded: outputs as with online smoothing, and nothing for a loader to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from quantrecipe.converter import convert
+from quantrecipe.converter.calibration import check_folds
+from quantrecipe.evaluate import verify
+from quantrecipe.loaders import load_model
+from quantrecipe.schema.folds import FOLDED_NAME
+from quantrecipe.schema.problems import InvalidInput
+from quantrecipe.schema.statistics import STATISTICS_KEY
+from tests.converter.folding_models import (
+    DIFFUSERS_EDGES,
+    EDGES,
+    WIDTH,
+    Tiny,
+    folds,
+    ideogram4,
+    runner,
+    tiny_input,
+)
+from tests.converter.making import (
+    Json,
+    everything,
+    parsed,
+    recipe,
+    result_of,
+    save,
+    weight_spec,
+)
+
+TOKEN = {"format": "int8", "granularity": "token", "dynamic": True}
+BLOCKS = "layers.*.{attention,feed_forward}.*"
+
+
+def calibrate(path: Path, model: nn.Module, run: Any, edges: list[Json]) -> Path:
+    """A statistics file of what the linears of a model were handed, with its folds proven."""
+    maxima: dict[str, Tensor] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+
+            def see(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+                found = args[0].detach().float().abs().flatten(0, -2).amax(0)
+                maxima[name] = torch.maximum(maxima.get(name, found), found)
+
+            handles.append(module.register_forward_pre_hook(see))
+    run()
+    for handle in handles:
+        handle.remove()
+    proven = check_folds(model, folds(edges), run)
+    header = {
+        "kind": "statistics",
+        "version": 1,
+        "model": "tiny",
+        "samples": 1,
+        "timesteps": [{"start": 0.0, "stop": 1.0, "samples": 1}],
+        "modules": {"model": sorted(maxima)},
+        "folds": [one.to_json_value() for one in proven],
+    }
+    tensors = {f"model/{name}/input_absmax": one[None] for name, one in maxima.items()}
+    return save(path, tensors, {STATISTICS_KEY: json.dumps(header)})
+
+
+def wanted(
+    weight: Json | None = None,
+    apply: str = "fold",
+    activation: Json | None = None,
+    power_of_two: bool = False,
+    **fields: Any,
+) -> Any:
+    scheme: Json = {"weight": weight or weight_spec("int8")}
+    scheme["smoothing"] = {
+        "kind": "smoothquant",
+        "alpha": 0.5,
+        "apply": apply,
+        "statistics": "s.safetensors",
+        "power_of_two": power_of_two,
+    }
+    if activation is not None:
+        scheme["activation"] = activation
+    defaults: Json = {
+        "target": everything(),
+        "schemes": {"all": scheme},
+        "rules": [{"modules": [BLOCKS], "scheme": "all"}],
+        "folds": EDGES,
+    }
+    return recipe(**(defaults | fields))
+
+
+class Folder:
+    """A folder with the checkpoint of a model, and its statistics."""
+
+    def __init__(self, path: Path, model: nn.Module, run: Any, edges: list[Json]) -> None:
+        self.path = path
+        self.source = save(path / "model.safetensors", dict(model.state_dict()))
+        calibrate(path / "s.safetensors", model, run, edges)
+
+    def convert(self, document: Json, out: str = "out", **options: Any) -> Path:
+        file = self.path / f"{out}.json"
+        file.write_text(json.dumps(document))
+        convert(file, self.source, self.path / out, **options)
+        return self.path / out
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Folder]:
+    model = Tiny()
+    folder = tmp_path_factory.mktemp("tiny")
+    return model, Folder(folder, model, runner(model, tiny_input()), EDGES)
+
+
+def loaded(out: Path, layers: int = 2) -> nn.Module:
+    model = Tiny(layers, seed=99)
+    load_model(model, out, kernel="reference")
+    return model
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(weight_spec("int8", one) for one in ("tensor", "channel", "group")),
+        weight_spec("int8", "channel", "bfloat16"),
+        weight_spec("float8_e4m3fn", "channel"),
+        weight_spec("float8_e5m2", "block"),
+    ],
+    ids=lambda spec: "-".join(str(spec[key]) for key in ("format", "granularity", "scale_dtype")),
+)
+def test_converters_agree_and_every_number_is_proven_from_the_source(
+    tiny: tuple[Tiny, Folder], spec: Json, tmp_path: Path
+) -> None:
+    _, folder = tiny
+    protected = [
+        {"modules": ["layers.0.feed_forward.w1"], "dtype": "float16", "reason": "on purpose"},
+        {"modules": ["layers.1.attention.qkv"], "dtype": "bfloat16", "reason": "on purpose"},
+    ]
+    document = wanted(spec, protected=protected)
+    name = "-".join(str(spec[key]) for key in ("format", "granularity", "scale_dtype"))
+    out = folder.convert(document, name, block_bytes=200)
+    assert result_of(out) == result_of(folder.convert(document, f"r{name}", converter="reference"))
+    assert verify(out, against=folder.source, block_bytes=300).problems == ()
+    assert set(load_file(out / FOLDED_NAME)) == {
+        f"model/layers.{layer}.{into}"
+        for layer in (0, 1)
+        for into in (
+            *((f"attention_norm1.weight[0:{WIDTH}]",) if layer == 0 else ()),
+            f"attention.qkv[{2 * WIDTH}:{3 * WIDTH}]",
+            f"ffn_norm1[0:{WIDTH}]",
+            "feed_forward.w3[0:24]",
+        )
+    }
+
+
+@pytest.mark.parametrize("granularity", ["channel", "group"])
+def test_codes_are_those_of_no_folding_and_scales_are_divided(
+    tiny: tuple[Tiny, Folder], granularity: str
+) -> None:
+    _, folder = tiny
+    spec = weight_spec("int8", granularity)
+    # Only o is smoothed: what it is folded into stays as it would be, but for its scales.
+    rules = [
+        {"modules": ["layers.*.attention.o"], "scheme": "all"},
+        {"modules": ["layers.*.attention.qkv"], "scheme": "plain"},
+    ]
+    document = wanted(spec, rules=rules)
+    document["schemes"]["plain"] = {"weight": spec}
+    out = load_file(folder.convert(document, f"codes-{granularity}") / "model.safetensors")
+    document["rules"] = rules[1:]
+    del document["schemes"]["all"], document["folds"]
+    without = load_file(folder.convert(document, f"none-{granularity}") / "model.safetensors")
+    factors = load_file(folder.path / f"codes-{granularity}" / FOLDED_NAME)
+    for layer in (0, 1):
+        at = f"layers.{layer}.attention.qkv"
+        rows = slice(2 * WIDTH, 3 * WIDTH)
+        assert torch.equal(out[f"{at}.weight"], without[f"{at}.weight"])
+        before, after = without[f"{at}.weight_scale"], out[f"{at}.weight_scale"].clone()
+        divisors = factors[f"model/{at}[32:48]"]
+        spread = divisors.view(-1, *[1] * (before.ndim - 1))
+        assert torch.equal(after[rows], before[rows] / spread)
+        after[rows] = before[rows]
+        assert torch.equal(after, before)
+        bias = without[f"{at}.bias"]
+        assert torch.equal(out[f"{at}.bias"][rows], bias[rows] / divisors)
+        assert torch.equal(out[f"{at}.bias"][: rows.start], bias[: rows.start])
+
+
+@given(seed=st.integers(0, 2**16))
+@settings(max_examples=3)
+def test_powers_of_two_fold_without_any_rounding(seed: int) -> None:
+    """Online and folded differ in nothing but who divides."""
+    model, x = Tiny(layers=1, seed=seed), tiny_input(seed)
+    with TemporaryDirectory() as folder:
+        made = Folder(Path(folder), model, runner(model, x), EDGES)
+        outputs = []
+        for apply in ("online", "fold"):
+            out = made.convert(wanted(apply=apply, power_of_two=True), apply)
+            outputs.append(runner(loaded(out, 1), x)())
+        codes = [load_file(made.path / out / "model.safetensors") for out in ("online", "fold")]
+    one, other = outputs
+    assert isinstance(one, Tensor)
+    assert isinstance(other, Tensor)
+    # Sums are added up in one order, and every product is the same times a power of two.
+    assert torch.equal(one, other)
+    for name, tensor in codes[0].items():
+        if tensor.dtype == torch.int8:
+            assert torch.equal(tensor, codes[1][name])
+
+
+def test_folded_and_online_smoothing_give_the_same_within_the_bound_of_w8a8(
+    tiny: tuple[Tiny, Folder],
+) -> None:
+    model, folder = tiny
+    x = tiny_input()
+    original = runner(model, x)()
+    errors = {}
+    results = {}
+    for apply in ("online", "fold"):
+        out = folder.convert(wanted(apply=apply, activation=TOKEN), f"w8a8-{apply}")
+        results[apply] = runner(loaded(out), x)()
+        errors[apply] = float((results[apply] - original).abs().max())
+    size = float(original.abs().max())
+    assert max(errors.values()) < 0.03 * size
+    assert float((results["fold"] - results["online"]).abs().max()) <= sum(errors.values())
+    # A checkpoint that folds stores nothing for a loader to smooth with.
+    assert not any(
+        "smooth" in name for name in load_file(folder.path / "w8a8-fold/model.safetensors")
+    )
+
+
+def test_a_fold_that_was_not_proven_is_refused(tmp_path: Path) -> None:
+    model = Tiny()
+    made = Folder(tmp_path, model, runner(model, tiny_input()), EDGES[:3])
+    with pytest.raises(InvalidInput) as caught:
+        made.convert(wanted())
+    (problem,) = caught.value.problems
+    assert (problem.kind, problem.pointer) == ("fold-unproven", "/folds/3")
+    assert "calibrate" in (problem.hint or "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fold_that_was_proven_in_fewer_places_is_refused(tmp_path: Path) -> None:
+    model = Tiny()
+    made = Folder(tmp_path, model, runner(model, tiny_input()), EDGES)
+    file = tmp_path / "s.safetensors"
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()[STATISTICS_KEY])
+    header["folds"][0]["sites"] = 1
+    save(file, load_file(file), {STATISTICS_KEY: json.dumps(header)})
+    with pytest.raises(InvalidInput) as caught:
+        made.convert(wanted())
+    (problem,) = caught.value.problems
+    assert problem.message == "proven in 1 places of part 'model', and used in 2"
+
+
+def test_what_is_edited_is_found(tiny: tuple[Tiny, Folder]) -> None:
+    _, folder = tiny
+    out = folder.convert(wanted(), "edited")
+    file = out / "model.safetensors"
+    for name in (
+        "layers.0.attention_norm1.weight",
+        "layers.0.ffn_norm1.bias",
+        "layers.0.attention.qkv.bias",
+        "layers.0.attention.qkv.weight_scale",
+        "layers.0.feed_forward.w3.weight_scale",
+    ):
+        tensors = load_file(file)
+        before = tensors[name].clone()
+        tensors[name].view(-1)[-1] *= 1 + 2**-20
+        assert not torch.equal(before, tensors[name])
+        edited = folder.path / "edited-copy"
+        found = tampered(out, edited, tensors)
+        assert found, name
+
+
+def tampered(out: Path, copy: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What ``verify`` says of the numbers of a checkpoint with other tensors."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(out, copy)
+    header_and_data = (copy / "model.safetensors").read_bytes()
+    length = 8 + int.from_bytes(header_and_data[:8], "little")
+    header = json.loads(header_and_data[8:length])
+    data = bytearray(header_and_data)
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, stop = entry["data_offsets"]
+            raw = tensors[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            data[length + start : length + stop] = raw
+    (copy / "model.safetensors").write_bytes(data)
+    source = out.parent / "model.safetensors"
+    kinds = {problem.kind for problem in verify(copy, against=source).problems}
+    return sorted(kinds & {"scale-differs", "not-divided", "not-the-cast", "not-a-copy"})
+
+
+def test_the_edges_of_ideogram_4_on_its_own_model(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    model, inputs = ideogram4()
+    run = runner(model, **inputs)
+    folder = Folder(tmp_path, model, run, DIFFUSERS_EDGES)
+    document = wanted(activation=TOKEN, folds=DIFFUSERS_EDGES, target="ideogram4-diffusers")
+    out = folder.convert(document)
+    assert verify(out, against=folder.source).problems == ()
+    other, _ = ideogram4()
+    load_model(other, out, kernel="reference")
+    original, folded = (runner(one, **inputs, return_dict=False)()[0] for one in (model, other))
+    error = float((folded - original).abs().max())
+    assert error < 0.05 * float(original.abs().max())
+    assert parsed(document).folds == tuple(folds(DIFFUSERS_EDGES))
