@@ -260,8 +260,8 @@ def _not_proven(planned: Plan, proven: Iterable[ProvenFold]) -> Iterator[Problem
         yield Problem(
             "fold-unproven",
             message,
-            hint="quantrecipe calibrate proves the folds of a recipe on the model; so does "
-            "quantrecipe.converter.calibration.check_folds.",
+            hint="Have it proven on the model: calibration.prove_folds(model, run) in the function "
+            "that quantrecipe calibrate runs.",
             pointer=f"/folds/{edge}",
         )
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quantrecipe.converter import convert
-from quantrecipe.converter.calibration import check_folds
+from quantrecipe.converter.calibration import Calibration, check_folds
 from quantrecipe.evaluate import verify
 from quantrecipe.loaders import load_model
 from quantrecipe.schema.folds import FOLDED_NAME
@@ -320,3 +320,17 @@ def test_the_edges_of_ideogram_4_on_its_own_model(tmp_path: Path) -> None:
     error = float((folded - original).abs().max())
     assert error < 0.05 * float(original.abs().max())
     assert parsed(document).folds == tuple(folds(DIFFUSERS_EDGES))
+
+
+def test_a_calibration_states_what_it_proved(tmp_path: Path) -> None:
+    model, x = Tiny(), tiny_input()
+    calibration = Calibration(parsed(wanted()))
+    with calibration.observe(model):
+        runner(model, x)()
+    calibration.prove_folds(model, runner(model, x))
+    calibration.measurements.save(tmp_path / "s.safetensors")
+    source = save(tmp_path / "model.safetensors", dict(model.state_dict()))
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(wanted()))
+    convert(file, source, tmp_path / "out")
+    assert verify(tmp_path / "out", against=source).problems == ()

@@ -15,7 +15,7 @@ from quantrecipe.converter.calibration.module import ModuleStatistics
 from quantrecipe.converter.calibration.siblings import Siblings
 from quantrecipe.converter.calibration.sums import ModuleSums
 from quantrecipe.schema.problems import InvalidInput, Problem
-from quantrecipe.schema.statistics import Measure, Statistics, TimestepBin
+from quantrecipe.schema.statistics import Measure, ProvenFold, Statistics, TimestepBin
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -74,12 +74,14 @@ class Measurements:
         bins: ``(start, stop)`` of each, ascending.
         reservoir: the most tokens that are kept of a module; 0: none are.
         parts: by name.
+        folds: the edges of a recipe that were proven on the model.
     """
 
     model: str
     bins: tuple[tuple[float, float], ...]
     reservoir: int = 0
     parts: dict[str, MeasuredPart] = field(default_factory=dict)
+    folds: tuple[ProvenFold, ...] = ()
     _samples: int = 0
     _prompts: int = 0
     _digest: int = 0
@@ -138,6 +140,7 @@ class Measurements:
                 for (start, stop), count in zip(self.bins, passes, strict=True)
             ),
             modules={name: tuple(part.modules) for name, part in self.parts.items()},
+            folds=self.folds,
             siblings={
                 name: groups for name, part in self.parts.items() if (groups := part.groups())
             },
@@ -202,6 +205,7 @@ class Measurements:
         self._samples = self.samples + other.samples
         self._prompts += other._prompts
         self._digest += other._digest
+        self.folds = tuple(dict.fromkeys((*self.folds, *other.folds)))
         for name, theirs in other.parts.items():
             part = self.parts[name]
             part.siblings.refine(theirs.siblings.classes)
@@ -343,6 +347,7 @@ def load_measurements(path: Path | str) -> Measurements:
             siblings = Siblings.from_groups(names, header.siblings.get(part, ()), called)
             found.parts[part] = MeasuredPart(modules, siblings, passes)
             passes = [0] * len(bins)
+        found.folds = header.folds
         found._samples = header.samples
         if header.prompts_sha256 is not None:
             found._prompts = header.samples

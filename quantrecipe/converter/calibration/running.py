@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from torch import nn
 
+from quantrecipe.converter.calibration.folding import check_folds
 from quantrecipe.converter.calibration.measurements import Measurements
 from quantrecipe.converter.calibration.observing import Timestep, bins_of, observe
 from quantrecipe.schema.recipe import Recipe
@@ -48,6 +49,23 @@ class Calibration:
         """
         into = self.measurements
         return observe(model, part, recipe=self.recipe, timestep=timestep, into=into)
+
+    def prove_folds(self, model: nn.Module, run: Callable[[], object], part: str = "model") -> None:
+        """Prove the recipe's folds on a part, and state it in the statistics file.
+
+        Not while the part is observed: modules are called more often than the model calls them.
+
+        Args:
+            model: the network, as for ``quantrecipe.converter.calibration.check_folds``.
+            run: calls it as it is used; one input is enough.
+            part: what the recipe calls it.
+
+        Raises:
+            InvalidInput: with every edge that is wrong or could not be proven.
+        """
+        proven = check_folds(model, self.recipe.folds, run, part=part)
+        others = (one for one in self.measurements.folds if one.part != part)
+        self.measurements.folds = (*others, *proven)
 
     def sample(self, count: int = 1) -> None:
         """Say that so many inputs were run. Without a word, every forward pass counts as one."""
