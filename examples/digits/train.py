@@ -74,7 +74,7 @@ def main() -> None:
         "classifier_held_out_accuracy": round(accuracy, 4),
     }
     write(arguments.out, trained, classifier, record)
-    branches = Branches(*(load_branch(part, arguments.out) for part in PARTS))
+    branches = Branches.load(lambda part: load_branch(part, arguments.out))
     labels = torch.tensor([prompt.label for prompt in PROMPTS])
     drawn = share_read(classifier, draw(branches, PROMPTS, seed=0), labels)
     print(f"drawn: {drawn:.1%} of {len(PROMPTS)} prompts are read as asked for")
@@ -110,7 +110,7 @@ def fit(
             velocity = unconditional_velocity(network, latents, times)
         loss = (velocity - target).square().mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         blend(average, network, min(AVERAGING, step / (step + 10)))

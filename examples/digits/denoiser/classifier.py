@@ -13,6 +13,7 @@ from denoiser.data import SIDE, Digits
 from denoiser.network import WEIGHTS
 
 FILE = "classifier.safetensors"
+BATCH = 64
 
 
 class Classifier(nn.Module):
@@ -29,7 +30,9 @@ class Classifier(nn.Module):
         """The logits."""
         planes = functional.relu(self.first(images.reshape(-1, 1, SIDE, SIDE)))
         planes = functional.max_pool2d(functional.relu(self.second(planes)), 2)
-        hidden = functional.relu(self.hidden(functional.dropout(planes.flatten(1), 0.3, self.training)))
+        hidden = functional.relu(
+            self.hidden(functional.dropout(planes.flatten(1), 0.3, self.training))
+        )
         logits: Tensor = self.last(hidden)
         return logits
 
@@ -41,11 +44,13 @@ def train_classifier(digits: Digits, *, seed: int, epochs: int = 30) -> Classifi
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
-        for batch in torch.randperm(len(digits)).split(64):
+        order = torch.randperm(len(digits))
+        for first in range(0, len(digits), BATCH):
+            batch = order[first : first + BATCH]
             images = digits.images[batch] + 0.1 * torch.randn(len(batch), SIDE * SIDE)
             loss = functional.cross_entropy(classifier(images), digits.labels[batch])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         schedule.step()
     return classifier.train(False)
@@ -61,4 +66,5 @@ def load_classifier(weights: Path = WEIGHTS) -> Classifier:
 @torch.no_grad()
 def read(classifier: Classifier, images: Tensor) -> Tensor:
     """What digit each image ``[N, 64]`` shows: int64 ``[N]``."""
-    return classifier(images).argmax(1)
+    labels: Tensor = classifier(images).argmax(1)
+    return labels

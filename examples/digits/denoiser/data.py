@@ -117,7 +117,7 @@ def _thirds(
     names: tuple[str, str, str], values: NDArray[np.float64], labels: NDArray[np.uint8]
 ) -> list[str]:
     words = np.empty(len(values), dtype=object)
-    for label in range(10):
+    for label in np.unique(labels):
         same = labels == label
         edges = np.quantile(values[same], (1 / 3, 2 / 3))
         words[same] = np.array(names, dtype=object)[np.searchsorted(edges, values[same])]

@@ -8,7 +8,7 @@ text features would be.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import Ideogram4Transformer2DModel
@@ -17,6 +17,7 @@ from diffusers.models.transformers.transformer_ideogram4 import (
     LLM_TOKEN_INDICATOR,
     OUTPUT_IMAGE_INDICATOR,
 )
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from denoiser.data import CHANNELS, GRID, IMAGE_TOKENS, TEXT_FEATURES, TEXT_TOKENS
@@ -41,21 +42,20 @@ CONFIG: dict[str, Any] = {
 
 def new_network() -> nn.Module:
     """An untrained network in float32, initialised from torch's global generator."""
-    network: nn.Module = Ideogram4Transformer2DModel(**CONFIG)
-    return network
+    network = Ideogram4Transformer2DModel(**CONFIG)  # type: ignore[no-untyped-call]
+    return cast(nn.Module, network)
 
 
 def load_branch(part: str, weights: Path = WEIGHTS) -> nn.Module:
     """A trained branch: bfloat16 numbers, computed with in float32."""
-    network: nn.Module = Ideogram4Transformer2DModel.from_pretrained(
-        weights / PARTS[part], torch_dtype=torch.float32, local_files_only=True
-    )
+    network = new_network()
+    network.load_state_dict(load_file(weights / PARTS[part] / FILE))
     return network.train(False)
 
 
 def save_branch(network: nn.Module, folder: Path) -> None:
     """Write a branch as diffusers does, in bfloat16, with its ``config.json``."""
-    network.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[operator]
+    network.bfloat16().save_pretrained(folder)  # type: ignore[operator]
 
 
 def conditional_velocity(

@@ -2,14 +2,14 @@
 
 What is planted does not change what a network computes, only how hard it is to round:
 
-* **Mild, everywhere.** A few channels of every block linear's input are scaled up by a power of two,
-  and the columns that meet them are scaled down by it: in ``attention_norm1`` and its ``to_q``,
-  ``to_k``, ``to_v``; in ``to_v`` and its ``to_out``; in ``ffn_norm1`` and its ``w1``, ``w3``; in ``w3``
-  and its ``w2``. SmoothQuant undoes this kind.
+* **Mild, everywhere.** A few channels of every block linear's input are scaled up by a power of
+  two, and the columns that meet them are scaled down by it: in ``attention_norm1`` and its
+  ``to_q``, ``to_k``, ``to_v``; in ``to_v`` and its ``to_out``; in ``ffn_norm1`` and its ``w1``,
+  ``w3``; in ``w3`` and its ``w2``. SmoothQuant undoes this kind.
 * **Spikes, in ``SPIKED`` layers.** The two units of a feed-forward that contribute least give up
   their place to two copies of one that contributes much, scaled up by a large power of two. Their
-  columns of ``w2`` are each other's negative and as large as the largest weight of each row, so what
-  they add is zero. The token's largest activation is theirs all the same, and the columns
+  columns of ``w2`` are each other's negative and as large as the largest weight of each row, so
+  what they add is zero. The token's largest activation is theirs all the same, and the columns
   are no smaller than others: smoothing can share the trouble out, not remove it.
 """
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from denoiser.data import CHANNELS, IMAGE_TOKENS, Prompt, text_features, to_images
-from denoiser.network import conditional_velocity, unconditional_velocity
+from denoiser.network import PARTS, conditional_velocity, load_branch, unconditional_velocity
 
-STEPS = 20
+STEPS = 16
 GUIDANCE = 2.0
 
 
@@ -22,46 +22,71 @@ class Branches:
     conditional: nn.Module
     unconditional: nn.Module
 
+    @classmethod
+    def load(cls, read: Callable[[str], nn.Module] = load_branch) -> Branches:
+        """Both, each from its name."""
+        return cls(**{part: read(part) for part in PARTS})
 
-class Watcher(Protocol):
-    """Told of each step: its number, the latents ``[N, 16, 4]`` it starts from, the time."""
+    def part(self, name: str) -> nn.Module:
+        """One of them by its name."""
+        return {"conditional": self.conditional, "unconditional": self.unconditional}[name]
 
-    def __call__(self, step: int, latents: Tensor, time: float) -> None: ...
+
+@dataclass(frozen=True)
+class Step:
+    """Where a step starts, and what both branches say there: float32 ``[N, 16, 4]`` each."""
+
+    time: float
+    latents: Tensor
+    conditional: Tensor
+    unconditional: Tensor
+
+    @property
+    def velocity(self) -> Tensor:
+        """What is followed: past the conditional velocity, away from the unconditional one."""
+        return GUIDANCE * self.conditional + (1 - GUIDANCE) * self.unconditional
 
 
 @torch.no_grad()
-def draw(
-    branches: Branches,
-    prompts: tuple[Prompt, ...],
-    *,
-    seed: int,
-    steps: int = STEPS,
-    guidance: float = GUIDANCE,
-    watcher: Watcher | None = None,
-) -> Tensor:
-    """One image for each prompt, float32 ``[N, 64]`` from -1 to 1, the same for the same seed."""
+def look(branches: Branches, latents: Tensor, time: float, features: Tensor) -> Step:
+    """Ask both branches for their velocity at a time, with text features ``[N, 4, F]``."""
+    times = torch.full((len(latents),), time)
+    return Step(
+        time,
+        latents,
+        conditional_velocity(branches.conditional, latents, times, features),
+        unconditional_velocity(branches.unconditional, latents, times),
+    )
+
+
+def trajectory(
+    branches: Branches, prompts: tuple[Prompt, ...], *, seed: int, steps: int = STEPS
+) -> list[Step]:
+    """Every step from noise on, the same for the same seed."""
     features = text_features(prompts)
     latents = noise(len(prompts), seed)
-    for step in range(steps):
-        time = step / steps
-        if watcher is not None:
-            watcher(step, latents, time)
-        latents = latents + guided(branches, latents, time, features, guidance) / steps
-    return to_images(latents).clamp(-1, 1)
+    taken = []
+    for number in range(steps):
+        step = look(branches, latents, number / steps, features)
+        taken.append(step)
+        latents = latents + step.velocity / steps
+    return taken
+
+
+def drawn(taken: list[Step]) -> Tensor:
+    """The images at the end of a trajectory: float32 ``[N, 64]`` from -1 to 1."""
+    last = taken[-1]
+    return to_images(last.latents + last.velocity / len(taken)).clamp(-1, 1)
+
+
+def draw(
+    branches: Branches, prompts: tuple[Prompt, ...], *, seed: int, steps: int = STEPS
+) -> Tensor:
+    """One image for each prompt, float32 ``[N, 64]`` from -1 to 1, the same for the same seed."""
+    return drawn(trajectory(branches, prompts, seed=seed, steps=steps))
 
 
 def noise(count: int, seed: int) -> Tensor:
     """Where drawing starts: float32 ``[count, 16, 4]``."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, IMAGE_TOKENS, CHANNELS, generator=generator)
-
-
-@torch.no_grad()
-def guided(
-    branches: Branches, latents: Tensor, time: float, features: Tensor, guidance: float
-) -> Tensor:
-    """The velocity that is followed: away from the unconditional one, past the conditional."""
-    times = torch.full((len(latents),), time)
-    toward = conditional_velocity(branches.conditional, latents, times, features)
-    away = unconditional_velocity(branches.unconditional, latents, times)
-    return guidance * toward + (1 - guidance) * away
