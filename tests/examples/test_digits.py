@@ -70,7 +70,7 @@ def test_mild_outliers_change_nothing_but_sizes() -> None:
     after = velocity(Branches(planted, planted))
     assert torch.allclose(after.conditional, before.conditional, atol=1e-5)
     norms = planted.get_parameter("layers.0.attention_norm1.weight")
-    assert sorted(norms.tolist())[-4:] == [1.0, 16.0, 16.0, 16.0]
+    assert sorted(norms.tolist())[-5:] == [1.0, 32.0, 32.0, 32.0, 32.0]
 
 
 def test_spikes_cancel() -> None:

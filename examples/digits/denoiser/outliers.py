@@ -26,10 +26,10 @@ from torch import Tensor, nn
 SPIKED: Mapping[str, tuple[int, ...]] = {"conditional": (1, 4, 6), "unconditional": (2, 3, 6)}
 """The layers whose ``feed_forward.w2`` gets spikes: the planted fragile modules."""
 
-MILD_CHANNELS = 3
-MILD_NORM_FACTOR = 16.0
-MILD_ROW_FACTOR = 8.0
-SPIKE_OVER_MEDIAN = 256.0
+MILD_CHANNELS = 4
+MILD_NORM_FACTOR = 32.0
+MILD_ROW_FACTOR = 16.0
+SPIKE_OVER_MEDIAN = 4096.0
 SEED = 11
 
 
