@@ -19,28 +19,40 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calibrate import run
 from denoiser.classifier import load_classifier, read
 from denoiser.data import PROMPTS, Prompt
 from denoiser.fidelity import LEVEL, RESAMPLES, Values, image_psnr, interval, velocity_sqnr
 from denoiser.network import WEIGHTS, new_network
+from denoiser.outliers import SPIKED, spiked_module
 from denoiser.pictures import side_by_side
 from denoiser.sampler import GUIDANCE, STEPS, Branches, Step, draw, drawn, trajectory
 from quantrecipe.converter import convert
+from quantrecipe.converter.calibration import Calibration
+from quantrecipe.converter.ranking import Order, ladder, rank
 from quantrecipe.loaders import load_model
+from quantrecipe.schema import load_recipe
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OUT = ROOT / "demo-output" / "digits"
 RESULTS = HERE / "results"
 REFERENCE = "bf16"
-RECIPES = (
-    "w8a8",
-    "w8a8-protected",
-    "fp8",
+RECIPES = ("w8a8", "w8a8-smoothed", "w8a8-protected", "w8a8-smoothed-protected", "fp8")
+PAIRS = (
+    ("w8a8-smoothed", "w8a8"),
+    ("w8a8-protected", "w8a8"),
+    ("w8a8-smoothed-protected", "w8a8-smoothed"),
+    ("w8a8-smoothed-protected", "w8a8-protected"),
+    ("w8a8-smoothed-protected", "fp8"),
 )
-PAIRS = (("w8a8-protected", "w8a8"),)
 """Which variants are compared with each other, the one that should be better first."""
 SHOWN = 12
+STATISTICS = HERE / "recipes" / "statistics.safetensors"
+LADDER_RECIPE = "w8a8-smoothed"
+LADDER_EVERY = 15
+ORDERS: tuple[Order, ...] = ("ranked", "random", "reverse")
+RUNGS = (0, 2, 4, 5, 6, 7, 8, 12, 24)
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ def main() -> None:
     branches = Branches.load()
     reference = trajectory(branches, prompts, seed=arguments.seed)
     right = rightly_read(drawn(reference), prompts)
+    calibrate()
     variants = {}
     for name in arguments.recipes or RECIPES:
         began = time.perf_counter()
@@ -75,6 +88,8 @@ def main() -> None:
         seconds = time.perf_counter() - began
         print(f"{name}: velocity {sqnr:.1f} dB, {seconds:.0f} s", flush=True)
     results = summary(variants, right)
+    if not arguments.no_ladder:
+        results["ladder"] = climb(branches, arguments.seed)
     results["setting"] = {
         "prompts": len(prompts),
         "seed": arguments.seed,
@@ -103,9 +118,50 @@ def parse() -> argparse.Namespace:
     parser.add_argument("recipes", nargs="*", help="names below recipes/; none: all")
     parser.add_argument("--every", type=int, default=1, help="take every so manieth prompt of 270")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that is drawn from")
+    parser.add_argument("--no-ladder", action="store_true", help="leave the ladder out")
     parser.add_argument("--out", type=Path, default=OUT, help="for converted checkpoints")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
+
+
+def calibrate() -> None:
+    """Measure what the recipes smooth and rank by, as ``quantrecipe calibrate`` does."""
+    recipe = load_recipe(HERE / "recipes" / f"{LADDER_RECIPE}.json")
+    calibration = Calibration(recipe, timesteps=(0, 0.25, 0.5, 0.75, 1), reservoir=128)
+    run(calibration)
+    calibration.measurements.save(STATISTICS, force=True)
+
+
+def climb(branches: Branches, seed: int) -> dict[str, Any]:
+    """Protect the noisiest N by ``rank``, others as often, and see what is left of the velocity.
+
+    Noise is a ratio of powers: that of the difference over that of the velocity.
+    """
+    recipe = HERE / "recipes" / f"{LADDER_RECIPE}.json"
+    prompts = PROMPTS[::LADDER_EVERY]
+    reference = trajectory(branches, prompts, seed=seed)
+    ranking = rank(recipe, WEIGHTS, statistics=STATISTICS, tie_siblings=False)
+    planted = {(part, spiked_module(layer)) for part in SPIKED for layer in SPIKED[part]}
+    noisiest = {module.key for module in ranking.modules[: len(planted)]}
+
+    def noise(out: Path) -> float:
+        return float(10 ** (-velocity_sqnr(load(out), reference, prompts).mean() / 10))
+
+    climbed = ladder(recipe, WEIGHTS, ranking, noise, RUNGS, against=("random", "reverse"))
+    return {
+        "recipe": LADDER_RECIPE,
+        "prompts": len(prompts),
+        "planted": len(planted),
+        "planted_among_the_noisiest": len(planted & noisiest),
+        "knee": climbed.knee,
+        "sqnr_db": {
+            order: {
+                str(rung.protected): round(-10 * float(np.log10(rung.value)), 2)
+                for rung in climbed.of(order)
+            }
+            for order in ORDERS
+        },
+    }
 
 
 def converted(name: str, out: Path) -> float:
@@ -195,6 +251,13 @@ def table(results: Mapping[str, Any]) -> str:
             percent(pair["right"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    if "ladder" in results:
+        rungs = results["ladder"]["sqnr_db"]
+        lines += ["", f"| protected | {' | '.join(f'{order}, dB' for order in rungs)} |"]
+        lines += ["|---" * (len(rungs) + 1) + "|"]
+        for count in rungs["ranked"]:
+            cells = [f"{values[count]:.1f}" for values in rungs.values()]
+            lines.append(f"| {count} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
