@@ -1,4 +1,5 @@
 # make demo    convert a real model to INT8, load it back, compare
+# make digits  quantize a small diffusion model by every recipe, draw, compare
 # make test    the test suite
 # make lint    ruff (lint and format) and mypy --strict
 # make fix     let ruff repair and format what it can
@@ -16,7 +17,7 @@ TEST_PROCESSES ?= 2
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fix clean
+.PHONY: help demo digits test lint fix clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -29,6 +30,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@$(OFFLINE) $(BIN)/python examples/minilm/demo.py
+
+digits: $(READY)
+	$(OFFLINE) $(BIN)/python examples/digits/ablation.py
 
 test: $(READY)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup

@@ -22,7 +22,7 @@ from denoiser.sampler import Branches, Step, draw, look, noise, trajectory
 from quantrecipe.converter import plan
 
 RECIPES = sorted((WEIGHTS.parent / "recipes").glob("*.json"))
-FEW = PROMPTS[:: len(PROMPTS) // 30]
+FEW = PROMPTS[::29]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_weights_are_those_of_the_record() -> None:
 
 
 def test_the_same_seed_draws_the_same_digits_and_they_can_be_read(branches: Branches) -> None:
-    first = draw(branches, FEW, seed=1)
+    first = draw(branches, FEW, seed=1, steps=8)
     labels = torch.tensor([prompt.label for prompt in FEW])
     assert (read(load_classifier(), first) == labels).float().mean() >= 0.9
     some = FEW[:4]
