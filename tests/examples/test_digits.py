@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from denoiser.network import PARTS, WEIGHTS, new_network
 from denoiser.outliers import SPIKED, plant_mild, plant_spikes, spiked_module
 from denoiser.sampler import Branches, Step, draw, look, noise, trajectory
 from quantrecipe.converter import plan
+from quantrecipe.converter.calibration import Calibration
+from quantrecipe.schema import load_recipe
 
 RECIPES = sorted((WEIGHTS.parent / "recipes").glob("*.json"))
 FEW = PROMPTS[::29]
@@ -131,7 +134,22 @@ def test_psnr_of_a_known_difference() -> None:
     assert image_psnr(images + 0.2, images) == pytest.approx(20.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_fit_the_weights(recipe: Path) -> None:
-    planned = plan(recipe, WEIGHTS)
+@pytest.fixture(scope="module")
+def calibrated(branches: Branches, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipes, with statistics of one step beside them."""
+    folder = tmp_path_factory.mktemp("digits") / "recipes"
+    shutil.copytree(RECIPES[0].parent, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    calibration = Calibration(load_recipe(folder / "w8a8-smoothed.json"))
+    with (
+        calibration.observe(branches.conditional, "conditional"),
+        calibration.observe(branches.unconditional, "unconditional"),
+    ):
+        trajectory(branches, FEW[:2], seed=0, steps=1)
+    calibration.measurements.save(folder / "statistics.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name", [path.name for path in RECIPES])
+def test_recipes_fit_the_weights(calibrated: Path, name: str) -> None:
+    planned = plan(calibrated / name, WEIGHTS)
     assert {module.part for module in planned.modules} == set(PARTS)
