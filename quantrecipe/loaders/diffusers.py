@@ -47,7 +47,7 @@ class QuantRecipeConfig(StoredConfig, QuantizationConfigMixin):  # type: ignore[
     """
 
 
-class QuantRecipeDiffusersQuantizer(DiffusersQuantizer):
+class QuantRecipeDiffusersQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     """Puts quantized linears into a model before diffusers loads its weights."""
 
     use_keep_in_fp32_modules = True
@@ -89,7 +89,7 @@ class QuantRecipeDiffusersQuantizer(DiffusersQuantizer):
     ) -> bool:
         return is_stored(self._modules, param_name)
 
-    def create_quantized_param(  # type: ignore[override]
+    def create_quantized_param(
         self,
         model: Any,
         param_value: Tensor,

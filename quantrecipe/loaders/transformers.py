@@ -58,7 +58,7 @@ class QuantRecipeConfig(StoredConfig, QuantizationConfigMixin):  # type: ignore[
 
 
 @register_quantizer(QuantMethod.QUANTRECIPE.value)
-class QuantRecipeHfQuantizer(HfQuantizer):
+class QuantRecipeHfQuantizer(HfQuantizer):  # type: ignore[misc]
     """Puts quantized linears into a model before transformers loads its weights."""
 
     quantization_config: QuantRecipeConfig

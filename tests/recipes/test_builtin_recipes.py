@@ -66,7 +66,7 @@ def plan_of(recipe: Recipe, tensors: Mapping[str, Iterable[OutputTensor]]) -> Pl
     return make_plan(
         recipe,
         [source(part, of_part) for part, of_part in tensors.items()],
-        Path("statistics.safetensors"),
+        {"statistics.safetensors": Path("statistics.safetensors")},
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -230,5 +229,5 @@ def test_reading_a_layout_with_names_renames_nothing(headers: ModuleType) -> Non
     layout = headers.parsed(headers.layout(names=[{"from": "a", "into": ["b"]}]))
     assert list(read_part(layout, headers.source(headers.linear("a", 2, 2))).modules) == ["a"]
     recipe = headers.recipe(source={"layout": headers.layout(names=[RENAME])})
-    plan = make_plan(recipe, [headers.source(headers.linear("a", 2, 2))], Path())
+    plan = make_plan(recipe, [headers.source(headers.linear("a", 2, 2))])
     assert [module.name for module in plan.modules] == ["a"]

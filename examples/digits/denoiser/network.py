@@ -8,7 +8,7 @@ text features would be.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import Ideogram4Transformer2DModel
@@ -42,8 +42,8 @@ CONFIG: dict[str, Any] = {
 
 def new_network() -> nn.Module:
     """An untrained network in float32, initialised from torch's global generator."""
-    network = Ideogram4Transformer2DModel(**CONFIG)  # type: ignore[no-untyped-call]
-    return cast(nn.Module, network)
+    network: nn.Module = Ideogram4Transformer2DModel(**CONFIG)
+    return network
 
 
 def load_branch(part: str, weights: Path = WEIGHTS) -> nn.Module:
