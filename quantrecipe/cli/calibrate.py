@@ -24,6 +24,7 @@ from quantrecipe.schema.problems import QuantrecipeError
 if TYPE_CHECKING:
     from quantrecipe.converter import OpenRecipe
     from quantrecipe.converter.calibration import Calibration, Measurements, ModuleStatistics
+    from quantrecipe.schema.recipe import Recipe
 
 _SPIKIEST: Final = 10
 
@@ -137,6 +138,10 @@ def _run(
     from quantrecipe.converter.calibration import Calibration
 
     loaded = open_recipe(recipe_name)
+    if tokens == 0 and _chooses_alpha(loaded.recipe):
+        raise click.UsageError(
+            "The recipe has alpha chosen by the tokens that are kept: give --tokens 256, or more."
+        )
     path = out or _named(loaded)
     if path.exists() and not force:
         raise OutputExists(path.parent, [path.name])  # before hours of work, and not after
@@ -147,6 +152,13 @@ def _run(
     if _reduced(measurements):
         measurements.save(path, allow_uncalled=allow_uncalled, force=force)
         _show(measurements, path, as_json)
+
+
+def _chooses_alpha(recipe: Recipe) -> bool:
+    return any(
+        scheme.smoothing is not None and len(scheme.smoothing.candidates) > 1
+        for scheme in recipe.schemes.values()
+    )
 
 
 def _named(loaded: OpenRecipe) -> Path:

@@ -187,7 +187,7 @@ def _missing(planned: Plan, name: str, path: Path) -> Iterator[Problem]:
                 yield Problem(
                     "no-statistics",
                     f"the statistics file does not exist: {path}",
-                    hint="Put what calibration measured there, or take what needs it out of the "
+                    hint="Write it with 'quantrecipe calibrate', or take what needs it out of the "
                     "scheme.",
                     pointer=f"/schemes/{scheme}{pointer}",
                 )
@@ -281,7 +281,7 @@ def _no_tokens(planned: Plan, files: Mapping[str, SourceFileInfo]) -> Iterator[P
                 "no-tokens",
                 f"no tokens were kept of {members[0].name!r} of part {group.part!r}, and alpha is "
                 "chosen by them",
-                hint="Measure again and keep tokens, or give alpha as a number.",
+                hint="Calibrate again with --tokens 256, or give alpha as a number.",
                 pointer=f"/schemes/{members[0].scheme}/smoothing/alpha/search",
                 file=str(file.path),
             )

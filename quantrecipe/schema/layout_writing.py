@@ -75,7 +75,7 @@ def refusal(
         sizes = ", ".join(f"{held.kind} of {held.size}" for held in holds.rotation)
         wanted = f"rotated by {rotation.kind} of {rotation.size}"
         return (
-            f"layout {layout.name!r} cannot tell a reader that a {name} weight is {wanted}",
+            f"layout {layout.name!r} cannot tell a reader that {name} weights are {wanted}",
             f"It holds: {sizes}."
             if sizes
             else "Take the rotation out, or choose a layout that says it, as 'quantrecipe' does.",

@@ -67,6 +67,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "statistics": "there/statistics.safetensors",
     }
     (tmp_path / "recipe.json").write_text(json.dumps(document))
+    document["schemes"]["all"]["smoothing"]["alpha"] = {"search": [0.3, 0.5]}
+    (tmp_path / "search.json").write_text(json.dumps(document))
     (tmp_path / "netrun.py").write_text(PROGRAM)
     (tmp_path / "broken.py").write_text("import a_module_that_is_nowhere\n")
     monkeypatch.chdir(tmp_path)
@@ -159,6 +161,7 @@ USAGE: dict[str, list[str]] = {
     "no such function": ["--recipe", "recipe.json", "--run", "netrun:walk"],
     "no function at all": ["--recipe", "recipe.json", "--run", "netrun:number"],
     "nowhere to write": ["--recipe", "plain.json", "--run", "netrun:run"],
+    "no tokens to choose alpha by": ["--recipe", "search.json", "--run", "netrun:run"],
     "edges": ["--recipe", "recipe.json", "--run", "netrun:run", "--timesteps", "1,0"],
     "no numbers": ["--recipe", "recipe.json", "--run", "netrun:run", "--timesteps", "a,b"],
     "files": ["--recipe", "recipe.json", "--run", "netrun:run", "a.safetensors"],
@@ -166,6 +169,11 @@ USAGE: dict[str, list[str]] = {
     "no merged file": ["--merge", "a", "b"],
     "merging a run": ["--merge", "a", "--out", "c", "--run", "netrun:run"],
 }
+
+
+def test_tokens_that_alpha_is_chosen_by(folder: Path) -> None:
+    result = invoke("--recipe", "search.json", "--run", "netrun:run", "--tokens", 4)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("arguments", USAGE.values(), ids=USAGE)

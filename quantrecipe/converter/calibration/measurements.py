@@ -177,7 +177,13 @@ class Measurements:
             for module in part.modules:
                 problems += self._non_finite(name, module)
         if not self.parts:
-            problems.append(Problem("nothing-measured", "no part of a model was observed"))
+            problems.append(
+                Problem(
+                    "nothing-measured",
+                    "no part of a model was observed",
+                    hint="Run the model within `with calibration.observe(model, part):`.",
+                )
+            )
         if problems:
             raise InvalidInput(problems)
         header = self.header()
