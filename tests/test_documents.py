@@ -26,6 +26,8 @@ def documents() -> Iterator[tuple[str, str]]:
         for number, block in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")), start=1):
             yield f"{page.name}:{number}", block
     for path in sorted((ROOT / "examples").rglob("*.json")):
+        if "weights" in path.parts:
+            continue  # what lies beside weights describes a model
         yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
 
 
