@@ -19,7 +19,6 @@ from quantrecipe.schema.schemes import (
     GranularityName,
     Hadamard,
     ScaledFormatName,
-    SmoothingPlacement,
 )
 
 LAYOUT_VERSION = 1
@@ -141,8 +140,8 @@ class Holds(Model):
     granularity: Annotated[tuple[GranularityName, ...], NonEmpty]
     """The granularities it can say."""
 
-    smoothing: tuple[SmoothingPlacement, ...] = ()
-    """Where smoothing factors may live; a folded factor needs no place of its own."""
+    smoothing: tuple[Literal["online"], ...] = ()
+    """Where smoothing factors may live; folded ones need no place, and any layout takes them."""
 
     rotation: tuple[Hadamard, ...] = ()
     """The rotations that it says of a module; a reader that is not told would be wrong."""
