@@ -12,11 +12,13 @@ from quantrecipe.converter.calibration.measurements import (
     Measurements,
     Summary,
     check_alike,
+    joined_folds,
     summary_of,
 )
 from quantrecipe.converter.calibration.reservoir import Reservoir
 from quantrecipe.converter.calibration.siblings import Siblings
 from quantrecipe.converter.calibration.sums import ModuleSums, Sums
+from quantrecipe.schema.statistics import ProvenFold
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class _Told:
     samples: int
     prompts: int
     digest: int
+    folds: tuple[ProvenFold, ...]
     passes: dict[str, list[int]]
     classes: dict[str, dict[str, int]]
     called: dict[str, set[str]]
@@ -43,6 +46,7 @@ def all_reduce(measurements: Measurements, group: dist.ProcessGroup | None) -> N
     measurements._samples = sum(each.samples for each in told)
     measurements._prompts = sum(each.prompts for each in told)
     measurements._digest = sum(each.digest for each in told)
+    measurements.folds = joined_folds(each.folds for each in told)
     for name, part in measurements.parts.items():
         part.passes = [sum(counts) for counts in zip(*(t.passes[name] for t in told), strict=True)]
         part.siblings = Siblings.of(part.modules)
@@ -73,6 +77,7 @@ def _tell(measurements: Measurements) -> _Told:
         measurements.samples,
         measurements._prompts,
         measurements._digest,
+        measurements.folds,
         {name: part.passes for name, part in parts.items()},
         {name: part.siblings.classes for name, part in parts.items()},
         {name: part.called() for name, part in parts.items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
@@ -211,7 +212,7 @@ class Measurements:
         self._samples = self.samples + other.samples
         self._prompts += other._prompts
         self._digest += other._digest
-        self.folds = tuple(dict.fromkeys((*self.folds, *other.folds)))
+        self.folds = joined_folds((self.folds, other.folds))
         for name, theirs in other.parts.items():
             part = self.parts[name]
             part.siblings.refine(theirs.siblings.classes)
@@ -243,6 +244,19 @@ class Measurements:
         from quantrecipe.converter.calibration.distributed import all_reduce
 
         all_reduce(self, group)
+
+
+def joined_folds(every: Iterable[Iterable[ProvenFold]]) -> tuple[ProvenFold, ...]:
+    """What several runs proved: each edge of a part once, where it was proven in most places.
+
+    Of as many places, with the largest error that was seen.
+    """
+    found: dict[tuple[str, str], ProvenFold] = {}
+    for one in chain.from_iterable(every):
+        key = one.part, one.fold_sha256
+        known = found.setdefault(key, one)
+        found[key] = max(known, one, key=lambda each: (each.sites, each.relative_error))
+    return tuple(found[key] for key in sorted(found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ def test_four_processes_are_as_one(tmp_path: Path) -> None:
     whole = processes.measure(range(processes.ROWS))
     header = whole.header()
     assert header.siblings == {"model": (("a", "b"),)}
+    assert len(header.folds) == 1
     for rank in range(processes.PROCESSES):
         with open_statistics(tmp_path / f"{rank}.safetensors") as file:
             assert file.header == header

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from quantrecipe.converter.calibration import check_folds
+from quantrecipe.converter.calibration import Measurements, check_folds
 from quantrecipe.schema.folds import fold_digest
 from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.statistics import ProvenFold
 from tests.converter.folding_models import (
     DIFFUSERS_EDGES,
     EDGES,
@@ -254,3 +255,46 @@ def test_a_quantized_model_is_refused() -> None:
     qkv.register_buffer("weight", codes)
     problems = refused(model, [EDGES[0]], lambda: None)
     assert "int8" in problems[0].message
+
+
+@given(
+    runs=st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 2), st.floats(0, 1)))),
+    seed=st.randoms(),
+)
+@settings(max_examples=30)
+def test_proofs_are_merged_in_any_order(
+    runs: list[list[tuple[int, int, float]]], seed: Any
+) -> None:
+    """Each edge is stated once, as it was proven in most places."""
+
+    def merged() -> tuple[ProvenFold, ...]:
+        total = Measurements("m", ((0.0, 1.0),))
+        for found in runs:
+            one = Measurements("m", ((0.0, 1.0),))
+            one.folds = tuple(
+                ProvenFold(
+                    part="model",
+                    fold=edges[edge],
+                    fold_sha256=fold_digest(edges[edge]),
+                    sites=sites,
+                    relative_error=error,
+                )
+                for edge, sites, error in found
+            )
+            total.merge(one)
+        return total.folds
+
+    edges = folds(EDGES)
+    first = merged()
+    seed.shuffle(runs)
+    assert merged() == first
+    most = {
+        edge: max(
+            (sites, error) for found in runs for known, sites, error in found if known == edge
+        )
+        for edge in {edge for found in runs for edge, _, _ in found}
+    }
+    assert {one.fold_sha256: (one.sites, one.relative_error) for one in first} == {
+        fold_digest(edges[edge]): best for edge, best in most.items()
+    }
+    assert len(first) == len(most)
