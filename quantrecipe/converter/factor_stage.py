@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from quantrecipe.checkpoint import Journal, SourceReader, read_journal
+from quantrecipe.converter.calibration import open_statistics
 from quantrecipe.converter.devices import Device
 from quantrecipe.converter.engine import Means
 from quantrecipe.converter.executors import call_each
 from quantrecipe.converter.factors import Factors, GroupFactors
-from quantrecipe.converter.measured import Measured, column_importance
+from quantrecipe.converter.measured import column_importance, input_absmax, input_tokens
 from quantrecipe.converter.products import ProductErrors
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.smoothing import smoothquant_factors
@@ -106,8 +107,8 @@ class FactorWorker:
         """
         smoothing = search.module.smoothing
         assert smoothing is not None
-        with Measured(self._setup.statistics[smoothing.statistics]) as measured:
-            tokens, measured_as = measured.input_tokens(search.tokens_of)
+        with open_statistics(self._setup.statistics[smoothing.statistics]) as statistics:
+            tokens, measured_as = input_tokens(search.tokens_of, statistics)
         importances = [
             column_importance(self._setup.statistics, search.module, factors)
             for factors in search.candidates
@@ -205,8 +206,8 @@ class _Stage:
             by_file.setdefault(self.groups[index].smoothing.statistics, []).append(index)
         found: dict[int, Tensor] = {}
         for name, indices in by_file.items():
-            with Measured(self.setup.statistics[name]) as measured:
-                found |= {index: measured.input_absmax(self.members[index]) for index in indices}
+            with open_statistics(self.setup.statistics[name]) as statistics:
+                found |= {index: input_absmax(self.members[index], statistics) for index in indices}
         return found
 
     def _finish(self, index: int, alpha: float, values: Tensor) -> None:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from quantrecipe.checkpoint import open_parts, read_header
-from quantrecipe.converter.measured import statistics_tensor
+from quantrecipe.checkpoint import open_parts
+from quantrecipe.converter.calibration import StatisticsFile, open_statistics
+from quantrecipe.converter.measured import kept_tokens, measured_as
 from quantrecipe.converter.selection import check_capabilities, find_converter
 from quantrecipe.converter.standalone import LOADER_NAME, loader_source
 from quantrecipe.schema.document import STDIN, Document, parse_text, read_parsed
 from quantrecipe.schema.folds import fold_digest
-from quantrecipe.schema.plan import Plan, PlannedModule
+from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.provenance import rotated_source
@@ -23,9 +24,8 @@ from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import recipe_text, resolve_layout
 from quantrecipe.schema.schemes import second_moments
 from quantrecipe.schema.siblings import Siblings, differing, folded, smoothing_groups
-from quantrecipe.schema.statistics import STATISTICS_KEY, TENSORS, ProvenFold, Statistics
-from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
-from quantrecipe.schema.validation import examine_text, load_statistics_header, located
+from quantrecipe.schema.statistics import ProvenFold, Statistics
+from quantrecipe.schema.validation import examine_text, located
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,27 +146,21 @@ def _with_statistics(planned: Plan) -> Plan:
         InvalidInput: with every problem of the statistics files.
     """
     problems: list[Problem] = []
-    files: dict[str, SourceFileInfo] = {}
     siblings: list[Siblings] = []
     proven: list[ProvenFold] = []
+    files: dict[str, StatisticsFile] = {}
     for name, path in planned.statistics.items():
         if not path.exists():
             problems += _missing(planned, name, path)
             continue
-        file = files[name] = read_header(path)
-        if STATISTICS_KEY in file.metadata:
-            said = load_statistics_header(file.metadata[STATISTICS_KEY], str(path))
-            siblings += _found_siblings(planned, name, said)
-            proven += said.folds
-        else:
-            problems.append(
-                Problem(
-                    "not-statistics",
-                    f"its metadata has no {STATISTICS_KEY!r}: it is not a statistics file",
-                    hint="Name the file of what calibration measured.",
-                    file=str(path),
-                )
-            )
+        try:
+            with open_statistics(path) as file:
+                files[name] = file
+        except InvalidInput as error:
+            problems += error.problems
+            continue
+        siblings += _found_siblings(planned, name, file.header)
+        proven += file.header.folds
         problems += _unmeasured(planned, name, file)
     if siblings and planned.recipe.siblings is None:
         found = tuple(dict.fromkeys(siblings))
@@ -174,7 +168,8 @@ def _with_statistics(planned: Plan) -> Plan:
         ties = [*folded(planned.folds), *found]
         planned = replace(planned, smoothing_groups=smoothing_groups(planned.modules, ties))
     problems += _no_tokens(planned, files)
-    problems += _not_proven(planned, proven)
+    if len(files) == len(planned.statistics):
+        problems += _not_proven(planned, proven)
     if problems:
         raise InvalidInput(problems)
     return planned
@@ -193,29 +188,27 @@ def _missing(planned: Plan, name: str, path: Path) -> Iterator[Problem]:
                 )
 
 
-def _unmeasured(planned: Plan, name: str, file: SourceFileInfo) -> Iterator[Problem]:
+def _unmeasured(planned: Plan, name: str, file: StatisticsFile) -> Iterator[Problem]:
     for module in planned.modules:
         needed = []
         if module.smoothing is not None and module.smoothing.statistics == name:
             needed.append("input_absmax")
         if second_moments(module.weight) == name:
             needed.append("input_second_moment")
+        measured = measured_as(module, file)
+        found, channels = file.tensors(*measured), module.source.in_features
         for what in needed:
-            tensor = statistics_tensor(module, file.tensors, what)
-            message = _not_measured(module, file.tensors.get(tensor), what)
-            if message is None and what == "input_second_moment":
-                bins = file.tensors[tensor].shape[0]
-                tensor = statistics_tensor(module, file.tensors, "tokens")
-                message = _not_counted(file.tensors.get(tensor), bins)
+            message = None
+            if what not in found:
+                message = f"{what} of {module.name!r} of part {module.part!r} was not measured"
+            elif found[what].shape[1] != channels:
+                message = (
+                    f"shape {list(found[what].shape)}, but {module.name!r} of part "
+                    f"{module.part!r} has {channels} input channels: expected [bins, {channels}]"
+                )
             if message is not None:
+                tensor = "/".join((*measured, what))
                 yield Problem("statistics-mismatch", message, file=str(file.path), tensor=tensor)
-
-
-def _not_counted(info: TensorInfo | None, bins: int) -> str | None:
-    """What is wrong with the tokens of each bin; a file need not have them."""
-    if info is None or (info.dtype, info.shape) == ("int64", (bins,)):
-        return None
-    return f"{info.dtype} {list(info.shape)}, expected int64 [{bins}]"
 
 
 def _found_siblings(planned: Plan, file: str, said: Statistics) -> Iterator[Siblings]:
@@ -266,7 +259,7 @@ def _not_proven(planned: Plan, proven: Iterable[ProvenFold]) -> Iterator[Problem
         )
 
 
-def _no_tokens(planned: Plan, files: Mapping[str, SourceFileInfo]) -> Iterator[Problem]:
+def _no_tokens(planned: Plan, files: Mapping[str, StatisticsFile]) -> Iterator[Problem]:
     """Groups whose alpha is to be chosen, and of which no tokens to do so by were kept."""
     modules = {(module.part, module.name): module for module in planned.modules}
     for group in planned.smoothing_groups:
@@ -274,9 +267,7 @@ def _no_tokens(planned: Plan, files: Mapping[str, SourceFileInfo]) -> Iterator[P
         if len(group.smoothing.candidates) == 1 or file is None:
             continue
         members = [modules[group.part, name] for name in group.modules]
-        names = [statistics_tensor(module, file.tensors, "input_tokens") for module in members]
-        kept = [file.tensors[name] for name in names if name in file.tensors]
-        if not kept:
+        if not any(kept_tokens(module, file) for module in members):
             yield Problem(
                 "no-tokens",
                 f"no tokens were kept of {members[0].name!r} of part {group.part!r}, and alpha is "
@@ -285,26 +276,3 @@ def _no_tokens(planned: Plan, files: Mapping[str, SourceFileInfo]) -> Iterator[P
                 pointer=f"/schemes/{members[0].scheme}/smoothing/alpha/search",
                 file=str(file.path),
             )
-        channels = members[0].source.in_features
-        for info in kept[:1]:
-            right = len(info.shape) == 2 and info.shape[0] > 0 and info.shape[1] == channels
-            if not right or info.dtype not in ("float32", "bfloat16"):
-                message = (
-                    f"{info.dtype} {list(info.shape)}, expected float32 or bfloat16 "
-                    f"[tokens, {channels}]"
-                )
-                yield Problem("statistics-mismatch", message, file=str(file.path), tensor=info.name)
-
-
-def _not_measured(module: PlannedModule, info: TensorInfo | None, what: str) -> str | None:
-    if info is None:
-        return f"{what} of {module.name!r} of part {module.part!r} was not measured"
-    channels, (dtype,) = module.source.in_features, TENSORS[what][0]
-    if len(info.shape) != 2 or info.shape[1] != channels:
-        return (
-            f"shape {list(info.shape)}, but {module.name!r} of part {module.part!r} has "
-            f"{channels} input channels: expected [bins, {channels}]"
-        )
-    if info.dtype != dtype or info.shape[0] == 0:
-        return f"{info.dtype} {list(info.shape)}, expected {dtype} [bins, {channels}]"
-    return None

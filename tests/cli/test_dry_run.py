@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from quantrecipe.cli.plan_view import plan_json, plan_text
 from quantrecipe.schema.placement import encode_header
 from quantrecipe.schema.planning import make_plan
+from quantrecipe.schema.statistics import STATISTICS_KEY
 
 # By import_module: the package offers a command under the name of its module.
 convert_module = importlib.import_module("quantrecipe.cli.convert")
@@ -326,22 +327,31 @@ def test_statistics_that_do_not_fit(small: Path, headers: ModuleType) -> None:
     )
     measured = [
         headers.tensor("model/layers.0.attn/input_absmax", "float32", 2, 64),
-        headers.tensor("model/layers.1.attn/input_absmax", "float32", 64),
-        headers.tensor("model/layers.2.attn/input_absmax", "bfloat16", 2, 64),
-        headers.tensor("model/layers.3.attn/input_absmax", "float32", 0, 64),
+        headers.tensor("model/layers.1.attn/input_absmax", "float32", 2, 32),
     ]
-    header = encode_header(measured, {})
-    size = sum(tensor.nbytes for tensor in measured)
-    (small / "s.safetensors").write_bytes(header + bytes(size))
-    problems = json.loads(convert(*arguments).stdout)["problems"]
-    kinds = [each["kind"] for each in problems]
-    assert kinds == ["not-statistics"] + ["statistics-mismatch"] * 7
-    said = {each["tensor"]: each["message"] for each in problems[1:]}
-    assert "model/layers.0.attn/input_absmax" not in said
-    assert "expected [bins, 64]" in said["model/layers.1.attn/input_absmax"]
-    assert "bfloat16 [2, 64]" in said["model/layers.2.attn/input_absmax"]
-    assert "float32 [0, 64]" in said["model/layers.3.attn/input_absmax"]
-    assert "not measured" in said["model/layers.0.mlp/input_absmax"]
+    said = {
+        "kind": "statistics",
+        "version": 1,
+        "model": "small",
+        "samples": 1,
+        "timesteps": [{"start": at, "stop": at + 1, "samples": 1} for at in (0, 1)],
+        "modules": {"model": ["layers.0.attn", "layers.1.attn"]},
+    }
+
+    def problems(metadata: dict[str, str]) -> list[dict[str, str]]:
+        header = encode_header(measured, metadata)
+        size = sum(tensor.nbytes for tensor in measured)
+        (small / "s.safetensors").write_bytes(header + bytes(size))
+        found: list[dict[str, str]] = json.loads(convert(*arguments).stdout)["problems"]
+        return found
+
+    assert [each["kind"] for each in problems({})] == ["not-statistics"]
+    found = problems({STATISTICS_KEY: json.dumps(said)})
+    assert [each["kind"] for each in found] == ["statistics-mismatch"] * 7
+    about = {each["tensor"]: each["message"] for each in found}
+    assert "model/layers.0.attn/input_absmax" not in about
+    assert "expected [bins, 64]" in about["model/layers.1.attn/input_absmax"]
+    assert "not measured" in about["model/layers.0.mlp/input_absmax"]
 
 
 def test_ideogram_4_in_full_size(

@@ -37,8 +37,15 @@ class Model:
         save_statistics(folder / "s.safetensors", "model", self.inputs)
 
     def keep_tokens(self, tokens: Mapping[str, Tensor]) -> None:
-        """Add tokens to the statistics file."""
-        self.add({f"{name}/input_tokens": each for name, each in tokens.items()})
+        """Add tokens to the statistics file; of other modules it keeps none."""
+        kept = {name: torch.zeros(0, CHANNELS) for name in self.inputs} | dict(tokens)
+        more: dict[str, Tensor] = {}
+        for name, each in kept.items():
+            prefix = f"model/{name}/input_token"
+            bins = torch.zeros(len(each), dtype=torch.int64)
+            more |= {f"{prefix}s": each, f"{prefix}_bins": bins}
+            more[f"{prefix}_keys"] = torch.arange(len(each))
+        self._rewrite(more, {"reservoir": max(1, *map(len, kept.values()))})
 
     def add(self, measured: Mapping[str, Tensor]) -> None:
         """Add what else was measured to the statistics file."""
@@ -51,7 +58,6 @@ class Model:
     def _rewrite(self, more: Mapping[str, Tensor], fields: Json) -> None:
         path = self.folder / "s.safetensors"
         tensors = load_file(path)
-        save_statistics(path, "model", self.inputs)
         content = path.read_bytes()
         size = int.from_bytes(content[:8], "little")
         ((key, header),) = json.loads(content[8 : 8 + size])["__metadata__"].items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -68,8 +69,17 @@ class StatisticsFile:
         """Close the file; reads that follow are errors."""
         self._reader.close()
 
-    def module(self, part: str, name: str) -> ModuleStatistics:
+    def tensors(self, part: str, name: str) -> Mapping[str, TensorInfo]:
+        """What the file has of a module, by what it is; nothing of one that was not measured."""
+        return self._found.get((part, name), {})
+
+    def module(self, part: str, name: str, *, tokens: bool = True) -> ModuleStatistics:
         """What was measured of a module, on the CPU.
+
+        Args:
+            part: the part.
+            name: the module.
+            tokens: whether those that were kept are read as well.
 
         Raises:
             InvalidInput: it was not measured (kind ``not-measured``), or a number cannot be what it
@@ -86,7 +96,11 @@ class StatisticsFile:
             raise InvalidInput(
                 Problem("not-measured", f"{message} was not measured", hint, file=str(self.path))
             )
-        tensors = {what: self._read(info) for what, info in found.items()}
+        tensors = {
+            what: self._read(info)
+            for what, info in found.items()
+            if tokens or what not in KEPT_TOKENS
+        }
         problems = [
             Problem("bad-statistics", message, _AGAIN, file=str(self.path), tensor=found[what].name)
             for what, message in _impossible(tensors, len(self.header.timesteps))
@@ -112,13 +126,28 @@ def open_statistics(path: Path | str) -> StatisticsFile:
             with every problem found.
         SourceError: it is there and cannot be read.
     """
-    file = read_header(Path(path))
+    file = Path(path)
+    try:
+        known = file.stat()
+    except OSError:
+        known = None  # what is wrong, reading it says
+    # Conversions ask for one module after the other, and some files say a lot.
+    identity = known and (known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns)
+    return StatisticsFile(*_checked(file, identity))
+
+
+@lru_cache(maxsize=8)
+def _checked(
+    path: Path, _: tuple[int, ...] | None
+) -> tuple[Statistics, SourceFileInfo, Mapping[tuple[str, str], _Tensors]]:
+    """A header, and which tensors there are of each module; as long as the file is the same."""
+    file = read_header(path)
     if STATISTICS_KEY not in file.metadata:
         raise InvalidInput(
             Problem(
                 "not-statistics",
                 f"its metadata has no {STATISTICS_KEY!r}: it is not a statistics file",
-                hint="Name the file of measured input maxima.",
+                hint="Name the file of what calibration measured.",
                 file=str(file.path),
             )
         )
@@ -131,7 +160,7 @@ def open_statistics(path: Path | str) -> StatisticsFile:
     ]
     if problems:
         raise InvalidInput(capped(problems, "problems of its tensors"))
-    return StatisticsFile(header, file, found)
+    return header, file, found
 
 
 def _sorted_out(
@@ -193,12 +222,18 @@ def _allowed(header: Statistics) -> set[str]:
 
 
 _ANY_SIGN = frozenset({"input_moments", "input_tokens", "input_token_keys"})
+_LARGEST_SQUARE = 2.0**256
+"""That of a float32 is less."""
 
 
 def _impossible(tensors: Mapping[str, Tensor], bins: int) -> Iterator[tuple[str, str]]:
     """Numbers that cannot have been measured: a tensor, and why."""
     for what, values in tensors.items():
-        possible = values.isfinite() if what in _ANY_SIGN else values.isfinite() & (values >= 0)
+        possible = values.isfinite()
+        if what not in _ANY_SIGN:
+            possible &= values >= 0
+        if what == "input_second_moment":
+            possible &= values <= _LARGEST_SQUARE
         index = first_index(~possible)
         if index is not None:
             yield what, f"{values[index].item()} at index {list(index)} cannot have been measured"

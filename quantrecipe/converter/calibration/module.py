@@ -99,9 +99,13 @@ class ModuleStatistics:
         if means is None:
             return None
         if self.tokens is None:
-            return means.mean(0)
-        weights = self.tokens.double() / self.tokens.sum().clamp(min=1)
-        total: Tensor = torch.tensordot(weights, means, dims=1)
+            weights = [1 / len(means)] * len(means)
+        else:
+            weights = (self.tokens.double() / self.tokens.sum().clamp(min=1)).tolist()
+        total = torch.zeros_like(means[0])
+        # One bin after the other: another machine's torch may add in another order.
+        for mean, weight in zip(means, weights, strict=True):
+            total += mean * weight
         return total
 
 

@@ -19,7 +19,7 @@ from quantrecipe.converter.calibration import (
 from quantrecipe.converter.engine import Means
 from quantrecipe.converter.factor_stage import find_factors
 from quantrecipe.converter.factors import Factors
-from quantrecipe.converter.measured import column_importance
+from quantrecipe.converter.measured import column_importance, measured_as
 from quantrecipe.converter.planning import RecipeLike, found_siblings, open_recipe, plan
 from quantrecipe.converter.protocol import Progress, silent
 from quantrecipe.converter.ranking.measuring import Errors, measure
@@ -240,10 +240,10 @@ class _Work:
         """What was measured; where a layout renames or splits a module, of the source's module."""
         if self.statistics is None:
             return None
-        for name in (module.name, module.source.renamed_from):
-            if name is not None and (module.part, name) in self.statistics:
-                return self._checked(module, self.statistics.module(module.part, name))
-        return None
+        measured = measured_as(module, self.statistics)
+        if measured not in self.statistics:
+            return None
+        return self._checked(module, self.statistics.module(*measured))
 
     def _checked(self, module: PlannedModule, inputs: ModuleStatistics) -> ModuleStatistics:
         assert self.statistics is not None

@@ -22,7 +22,12 @@ from quantrecipe.converter.calibration import (
     write_statistics,
 )
 from quantrecipe.schema.problems import InvalidInput
-from quantrecipe.schema.statistics import STATISTICS_KEY, Statistics, token_absmax_edges
+from quantrecipe.schema.statistics import (
+    KEPT_TOKENS,
+    STATISTICS_KEY,
+    Statistics,
+    token_absmax_edges,
+)
 from quantrecipe.schema.validation import load_statistics_header
 from quantrecipe.testing.conformance.files import write_tensors
 
@@ -89,6 +94,8 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
             assert found.keys() == expected.tensors().keys()
             for what, tensor in expected.tensors().items():
                 torch.testing.assert_close(found[what], tensor, rtol=0, atol=0)
+        fewer = statistics.module("model", "a", tokens=False).tensors()
+        assert fewer.keys() == module().tensors().keys() - set(KEPT_TOKENS)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
@@ -99,8 +106,11 @@ def test_a_file_that_is_there_stays_unless_forced(tmp_path: Path) -> None:
     with pytest.raises(OutputExists):
         write_statistics(path, header(), modules)
     assert path.read_bytes() == b"mine"
-    write_statistics(path, header(), modules, force=True)
-    open_statistics(path).close()
+    for samples in (2, 3):
+        changed = header().model_copy(update={"samples": samples})
+        write_statistics(path, changed, modules, force=True)
+        with open_statistics(path) as statistics:
+            assert statistics.header == changed
 
 
 def test_maxima_alone_are_enough(tmp_path: Path) -> None:
