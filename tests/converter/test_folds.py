@@ -23,7 +23,9 @@ from quantrecipe.evaluate import verify
 from quantrecipe.loaders import load_model
 from quantrecipe.schema.folds import FOLDED_NAME
 from quantrecipe.schema.problems import InvalidInput
+from quantrecipe.schema.registry import named_layout
 from quantrecipe.schema.statistics import STATISTICS_KEY
+from quantrecipe.testing.strategies import BLOCK_SIZE
 from tests.converter.folding_models import (
     DIFFUSERS_EDGES,
     EDGES,
@@ -45,6 +47,7 @@ from tests.converter.making import (
 )
 
 TOKEN = {"format": "int8", "granularity": "token", "dynamic": True}
+ROTATION = {"kind": "hadamard", "size": 4}
 BLOCKS = "layers.*.{attention,feed_forward}.*"
 
 
@@ -103,6 +106,15 @@ def wanted(
     return recipe(**(defaults | fields))
 
 
+def rotating() -> Json:
+    """The layout that also says which modules are rotated, with small blocks."""
+    layout = named_layout("quantrecipe").to_json_value()
+    for held in layout["holds"].values():
+        if "block_size" in held:
+            held["block_size"] = list(BLOCK_SIZE)
+    return layout | {"name": "rotating"}
+
+
 class Folder:
     """A folder with the checkpoint of a model, and its statistics."""
 
@@ -131,18 +143,31 @@ def loaded(out: Path, layers: int = 2) -> nn.Module:
     return model
 
 
+ROTATED = {
+    "readers": ["layers.*.attention.o", "layers.*.feed_forward.{w1,w2}"],
+    "upstream": ["layers.*.attention.qkv", "layers.*.feed_forward.w3"],
+    "most": ["layers.*.attention.*", "layers.*.feed_forward.{w2,w3}"],
+}
+"""Modules of ``Tiny`` that are rotated: those that read, those that are folded into, or both."""
+
+
 @pytest.mark.parametrize(
-    "spec",
+    ("spec", "rotated"),
     [
-        *(weight_spec("int8", one) for one in ("tensor", "channel", "group")),
-        weight_spec("int8", "channel", "bfloat16"),
-        weight_spec("float8_e4m3fn", "channel"),
-        weight_spec("float8_e5m2", "block"),
+        (weight_spec("int8", "tensor"), "none"),
+        (weight_spec("int8", "channel"), "none"),
+        (weight_spec("int8", "channel"), "readers"),
+        (weight_spec("int8", "channel"), "upstream"),
+        (weight_spec("int8", "channel"), "most"),
+        (weight_spec("int8", "group"), "upstream"),
+        (weight_spec("int8", "channel", "bfloat16"), "most"),
+        (weight_spec("float8_e4m3fn", "channel"), "readers"),
+        (weight_spec("float8_e5m2", "block"), "most"),
     ],
-    ids=lambda spec: "-".join(str(spec[key]) for key in ("format", "granularity", "scale_dtype")),
+    ids=lambda of: of if isinstance(of, str) else "-".join(map(str, of.values())),
 )
 def test_converters_agree_and_every_number_is_proven_from_the_source(
-    tiny: tuple[Tiny, Folder], spec: Json, tmp_path: Path
+    tiny: tuple[Tiny, Folder], spec: Json, rotated: str
 ) -> None:
     _, folder = tiny
     protected = [
@@ -150,7 +175,13 @@ def test_converters_agree_and_every_number_is_proven_from_the_source(
         {"modules": ["layers.1.attention.qkv"], "dtype": "bfloat16", "reason": "on purpose"},
     ]
     document = wanted(spec, protected=protected)
-    name = "-".join(str(spec[key]) for key in ("format", "granularity", "scale_dtype"))
+    if rotated != "none":
+        document["target"]["layout"] = rotating()
+        document["rules"].insert(0, {"modules": ROTATED[rotated], "scheme": "rotated"})
+        document["schemes"]["rotated"] = document["schemes"]["all"] | {"rotation": ROTATION}
+    name = "-".join(
+        (*(str(spec[key]) for key in ("format", "granularity", "scale_dtype")), rotated)
+    )
     out = folder.convert(document, name, block_bytes=200)
     assert result_of(out) == result_of(folder.convert(document, f"r{name}", converter="reference"))
     assert verify(out, against=folder.source, block_bytes=300).problems == ()
@@ -221,8 +252,9 @@ def test_powers_of_two_fold_without_any_rounding(seed: int) -> None:
             assert torch.equal(tensor, codes[1][name])
 
 
+@pytest.mark.parametrize("rotated", [False, True])
 def test_folded_and_online_smoothing_give_the_same_within_the_bound_of_w8a8(
-    tiny: tuple[Tiny, Folder],
+    tiny: tuple[Tiny, Folder], rotated: bool
 ) -> None:
     model, folder = tiny
     x = tiny_input()
@@ -230,16 +262,18 @@ def test_folded_and_online_smoothing_give_the_same_within_the_bound_of_w8a8(
     errors = {}
     results = {}
     for apply in ("online", "fold"):
-        out = folder.convert(wanted(apply=apply, activation=TOKEN), f"w8a8-{apply}")
+        document = wanted(apply=apply, activation=TOKEN)
+        if rotated:
+            document["target"]["layout"] = rotating()
+            document["schemes"]["all"]["rotation"] = ROTATION
+        out = folder.convert(document, f"w8a8-{apply}-{rotated}")
         results[apply] = runner(loaded(out), x)()
         errors[apply] = float((results[apply] - original).abs().max())
     size = float(original.abs().max())
     assert max(errors.values()) < 0.03 * size
     assert float((results["fold"] - results["online"]).abs().max()) <= sum(errors.values())
     # A checkpoint that folds stores nothing for a loader to smooth with.
-    assert not any(
-        "smooth" in name for name in load_file(folder.path / "w8a8-fold/model.safetensors")
-    )
+    assert not any("smooth" in name for name in load_file(out / "model.safetensors"))
 
 
 def test_a_fold_that_was_not_proven_is_refused(tmp_path: Path) -> None:
