@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -56,9 +57,14 @@ def interval(values: Values, seed: int = 0) -> tuple[float, float, float]:
     Returns:
         The mean, and the ends of its 95 % interval.
     """
-    random = np.random.default_rng(seed)
-    count = len(values)
-    times = random.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    means = times @ values / count
+    means = _times_drawn(len(values), seed) @ values / len(values)
     low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(values.mean()), float(low), float(high)
+
+
+@cache
+def _times_drawn(count: int, seed: int) -> Values:
+    """How often each of ``count`` prompts is in each resample, ``[RESAMPLES, count]``."""
+    random = np.random.default_rng(seed)
+    times = random.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    return times.astype(np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import torch
@@ -13,19 +14,25 @@ from denoiser.network import PARTS, conditional_velocity, load_branch, unconditi
 
 STEPS = 16
 GUIDANCE = 2.0
+GROUP = 30
+"""Prompts that go through a network together. Fixed, so that no result depends on the machine's
+cores: products of other shapes may round otherwise."""
 
 
 @dataclass(frozen=True)
 class Branches:
-    """The two networks that draw together."""
+    """The two networks that draw together, and the threads that run them; ``None``: this one."""
 
     conditional: nn.Module
     unconditional: nn.Module
+    threads: Executor | None = None
 
     @classmethod
-    def load(cls, read: Callable[[str], nn.Module] = load_branch) -> Branches:
+    def load(
+        cls, read: Callable[[str], nn.Module] = load_branch, threads: Executor | None = None
+    ) -> Branches:
         """Both, each from its name."""
-        return cls(**{part: read(part) for part in PARTS})
+        return cls(**{part: read(part) for part in PARTS}, threads=threads)
 
     def part(self, name: str) -> nn.Module:
         """One of them by its name."""
@@ -47,16 +54,25 @@ class Step:
         return GUIDANCE * self.conditional + (1 - GUIDANCE) * self.unconditional
 
 
-@torch.no_grad()
 def look(branches: Branches, latents: Tensor, time: float, features: Tensor) -> Step:
     """Ask both branches for their velocity at a time, with text features ``[N, 4, F]``."""
-    times = torch.full((len(latents),), time)
-    return Step(
-        time,
-        latents,
-        conditional_velocity(branches.conditional, latents, times, features),
-        unconditional_velocity(branches.unconditional, latents, times),
-    )
+
+    @torch.no_grad()
+    def with_text(start: int) -> Tensor:
+        some = latents[start : start + GROUP]
+        times = torch.full((len(some),), time)
+        given = features[start : start + GROUP]
+        return conditional_velocity(branches.conditional, some, times, given)
+
+    @torch.no_grad()
+    def without(start: int) -> Tensor:
+        some = latents[start : start + GROUP]
+        return unconditional_velocity(branches.unconditional, some, torch.full((len(some),), time))
+
+    each = map if branches.threads is None else branches.threads.map
+    starts = range(0, len(latents), GROUP)
+    conditional, unconditional = each(with_text, starts), each(without, starts)
+    return Step(time, latents, torch.cat([*conditional]), torch.cat([*unconditional]))
 
 
 def trajectory(
