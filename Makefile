@@ -33,6 +33,7 @@ demo: $(READY)
 
 digits: $(READY)
 	$(OFFLINE) $(BIN)/python examples/digits/ablation.py
+	$(OFFLINE) $(BIN)/python examples/digits/ablation.py --draw-only examples/digits/results
 
 test: $(READY)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup

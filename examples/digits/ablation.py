@@ -1,16 +1,20 @@
 """Convert by every recipe, draw the same digits with each, and say how far each is from bfloat16.
 
-``python examples/digits/ablation.py`` writes ``results/``: the numbers (``ablation.json``), the
-table (``ablation.md``) and the picture (``images.png``). The converted checkpoints go to
-``demo-output/digits``.
+``python examples/digits/ablation.py`` writes ``results/``: the numbers (``ablation.json``), tables
+of them (``ablation.md``), and prompt by prompt what they come from (``ablation.npz``). All three
+are written anew after every variant, so that a run which is cut off leaves what it had. The
+converted checkpoints go to ``demo-output/digits``. ``--draw-only results`` draws the pictures from
+these files, wherever matplotlib is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,6 @@ from denoiser.data import PROMPTS, Prompt
 from denoiser.fidelity import LEVEL, RESAMPLES, Values, image_psnr, interval, velocity_sqnr
 from denoiser.network import WEIGHTS, new_network
 from denoiser.outliers import SPIKED, spiked_module
-from denoiser.pictures import side_by_side
 from denoiser.sampler import GUIDANCE, STEPS, Branches, Step, draw, drawn, trajectory
 from quantrecipe.converter import convert
 from quantrecipe.converter.calibration import Calibration
@@ -38,21 +41,33 @@ ROOT = HERE.parents[1]
 OUT = ROOT / "demo-output" / "digits"
 RESULTS = HERE / "results"
 REFERENCE = "bf16"
-RECIPES = ("w8a8", "w8a8-smoothed", "w8a8-protected", "w8a8-smoothed-protected", "fp8")
+RECIPES = (
+    "w8a8",
+    "w8a8-smoothed",
+    "w8a8-rotated",
+    "w8a8-smoothed-rotated",
+    "w8a8-protected",
+    "w8a8-smoothed-protected",
+    "fp8",
+)
 PAIRS = (
     ("w8a8-smoothed", "w8a8"),
+    ("w8a8-rotated", "w8a8"),
+    ("w8a8-smoothed-rotated", "w8a8-smoothed"),
+    ("w8a8-smoothed-rotated", "w8a8-rotated"),
     ("w8a8-protected", "w8a8"),
     ("w8a8-smoothed-protected", "w8a8-smoothed"),
     ("w8a8-smoothed-protected", "w8a8-protected"),
+    ("w8a8-smoothed-protected", "w8a8-smoothed-rotated"),
     ("w8a8-smoothed-protected", "fp8"),
 )
-"""Which variants are compared with each other, the one that should be better first."""
+"""Which variants are compared with each other: the first one less the second."""
 SHOWN = 12
 STATISTICS = HERE / "recipes" / "statistics.safetensors"
 LADDER_RECIPE = "w8a8-smoothed"
-LADDER_EVERY = 15
+LADDER_EVERY = 5
 ORDERS: tuple[Order, ...] = ("ranked", "random", "reverse")
-RUNGS = (0, 2, 4, 5, 6, 7, 8, 12, 24)
+RUNGS = (0, 1, 2, 4, 5, 6, 7, 8, 12, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -71,45 +86,15 @@ class Measured:
 
 
 def main() -> None:
-    """Run everything and write the results."""
+    """Run everything and write the results, or draw what was written."""
     arguments = parse()
-    prompts = PROMPTS[:: arguments.every]
-    branches = Branches.load()
-    reference = trajectory(branches, prompts, seed=arguments.seed)
-    right = rightly_read(drawn(reference), prompts)
-    calibrate()
-    variants = {}
-    for name in arguments.recipes or RECIPES:
-        began = time.perf_counter()
-        out = arguments.out / name
-        size = converted(name, out)
-        variants[name] = measure(load(out), reference, prompts, arguments.seed, size)
-        sqnr = variants[name].sqnr_db.mean()
-        seconds = time.perf_counter() - began
-        print(f"{name}: velocity {sqnr:.1f} dB, {seconds:.0f} s", flush=True)
-    results = summary(variants, right)
-    if not arguments.no_ladder:
-        results["ladder"] = climb(branches, arguments.seed)
-    results["setting"] = {
-        "prompts": len(prompts),
-        "seed": arguments.seed,
-        "steps": STEPS,
-        "guidance": GUIDANCE,
-        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "kind": "percentile, over prompts"},
-        "torch": torch.__version__,
-    }
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=2) + "\n"
-    (arguments.results / "ablation.json").write_text(text, encoding="utf-8")
-    (arguments.results / "ablation.md").write_text(table(results), encoding="utf-8")
-    rows = {REFERENCE: drawn(reference)} | {name: seen.images for name, seen in variants.items()}
-    chosen = np.random.default_rng(arguments.seed).permutation(len(prompts))[:SHOWN]
-    picture = side_by_side(
-        {name: images[torch.from_numpy(chosen)] for name, images in rows.items()},
-        tuple(prompts[index] for index in chosen),
-    )
-    picture.save(arguments.results / "images.png")
-    print(table(results))
+    if arguments.draw_only is not None:
+        draw_pictures(arguments.draw_only)
+        return
+    # Prompts go through in groups side by side; one operation is not cut up as well.
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        compare(arguments, threads)
 
 
 def parse() -> argparse.Namespace:
@@ -119,9 +104,88 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, help="take every so manieth prompt of 270")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that is drawn from")
     parser.add_argument("--no-ladder", action="store_true", help="leave the ladder out")
+    parser.add_argument(
+        "--ladder-every", type=int, default=LADDER_EVERY, help="--every of the ladder"
+    )
+    parser.add_argument(
+        "--rungs", type=int, nargs="+", default=RUNGS, help="how many modules the ladder protects"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="for converted checkpoints")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--draw-only", type=Path, metavar="RESULTS", help="images.png and ladder.png, no more"
+    )
     return parser.parse_args()
+
+
+def compare(arguments: argparse.Namespace, threads: Executor) -> None:
+    """Measure variant by variant, then climb the ladder; write after each."""
+    prompts = PROMPTS[:: arguments.every]
+    branches = Branches.load(threads=threads)
+    reference = trajectory(branches, prompts, seed=arguments.seed)
+    images = drawn(reference)
+    right = rightly_read(images, prompts)
+    chosen = np.random.default_rng(arguments.seed).permutation(len(prompts))[:SHOWN]
+    arrays = {"shown": chosen * arguments.every, f"{REFERENCE}/images": images[chosen].numpy()}
+    calibrate()
+    variants: dict[str, Measured] = {}
+    for name in arguments.recipes or RECIPES:
+        began = time.perf_counter()
+        out = arguments.out / name
+        size = converted(name, out)
+        seen = measure(load(out, threads), reference, prompts, arguments.seed, size)
+        seconds = time.perf_counter() - began
+        print(f"{name}: velocity {seen.sqnr_db.mean():.1f} dB, {seconds:.0f} s", flush=True)
+        variants[name] = seen
+        arrays |= {f"{name}/{key}": values for key, values in seen.measures().items()}
+        arrays[f"{name}/images"] = seen.images[chosen].numpy()
+        results = {"setting": setting(arguments, len(prompts))} | summary(variants, right)
+        write(arguments.results, results, arrays)
+    if not arguments.no_ladder:
+        results["ladder"] = climb(branches, arguments)
+        write(arguments.results, results, arrays)
+    print(table(results))
+
+
+def setting(arguments: argparse.Namespace, prompts: int) -> dict[str, Any]:
+    """What the numbers hold for."""
+    return {
+        "prompts": prompts,
+        "seed": arguments.seed,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "kind": "percentile, over prompts"},
+        "torch": torch.__version__,
+    }
+
+
+def write(folder: Path, results: Mapping[str, Any], arrays: Mapping[str, Values]) -> None:
+    """Numbers, tables and arrays; no pictures, which need more than this."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=2) + "\n"
+    (folder / "ablation.json").write_text(text, encoding="utf-8")
+    (folder / "ablation.md").write_text(table(results), encoding="utf-8")
+    np.savez_compressed(
+        folder / "ablation.npz",
+        allow_pickle=False,
+        **{
+            key: values.astype(np.float32) if values.dtype == np.float64 else values
+            for key, values in arrays.items()
+        },
+    )
+
+
+def draw_pictures(folder: Path) -> None:
+    """What the variants drew, and the ladder if there is one, from the files of a run."""
+    from denoiser.pictures import ladder_figure, side_by_side
+
+    results = json.loads((folder / "ablation.json").read_text(encoding="utf-8"))
+    with np.load(folder / "ablation.npz") as arrays:
+        rows = {name: arrays[f"{name}/images"] for name in (REFERENCE, *results["variants"])}
+        prompts = tuple(PROMPTS[index] for index in arrays["shown"])
+    side_by_side(rows, prompts).save(folder / "images.png")
+    if "ladder" in results:
+        ladder_figure(results["ladder"]).savefig(folder / "ladder.png", dpi=150)
 
 
 def calibrate() -> None:
@@ -132,33 +196,50 @@ def calibrate() -> None:
     calibration.measurements.save(STATISTICS, force=True)
 
 
-def climb(branches: Branches, seed: int) -> dict[str, Any]:
+def climb(branches: Branches, arguments: argparse.Namespace) -> dict[str, Any]:
     """Protect the noisiest N by ``rank``, others as often, and see what is left of the velocity.
 
-    Noise is a ratio of powers: that of the difference over that of the velocity.
+    Noise is a ratio of powers, that of the difference over that of the velocity: the geometric
+    mean over prompts, as decibels are averaged. The knee is that of ``quantrecipe rank``.
     """
     recipe = HERE / "recipes" / f"{LADDER_RECIPE}.json"
-    prompts = PROMPTS[::LADDER_EVERY]
-    reference = trajectory(branches, prompts, seed=seed)
+    prompts = PROMPTS[:: arguments.ladder_every]
+    reference = trajectory(branches, prompts, seed=arguments.seed)
     ranking = rank(recipe, WEIGHTS, statistics=STATISTICS, tie_siblings=False)
     planted = {(part, spiked_module(layer)) for part in SPIKED for layer in SPIKED[part]}
     noisiest = {module.key for module in ranking.modules[: len(planted)]}
 
     def noise(out: Path) -> float:
-        return float(10 ** (-velocity_sqnr(load(out), reference, prompts).mean() / 10))
+        decibels = velocity_sqnr(load(out, branches.threads), reference, prompts).mean()
+        print(f"  velocity {decibels:.1f} dB", flush=True)
+        return float(10 ** (-decibels / 10))
 
-    climbed = ladder(recipe, WEIGHTS, ranking, noise, RUNGS, against=("random", "reverse"))
+    climbed = ladder(
+        recipe,
+        WEIGHTS,
+        ranking,
+        noise,
+        arguments.rungs,
+        against=ORDERS[1:],
+        notice=lambda text: print(text, flush=True),
+    )
     return {
         "recipe": LADDER_RECIPE,
         "prompts": len(prompts),
+        "groups": len(ranking.groups),
         "planted": len(planted),
         "planted_among_the_noisiest": len(planted & noisiest),
         "knee": climbed.knee,
-        "sqnr_db": {
-            order: {
-                str(rung.protected): round(-10 * float(np.log10(rung.value)), 2)
+        "rungs": {
+            order: [
+                {
+                    "protected": rung.protected,
+                    "modules": rung.modules,
+                    "extra_bytes": rung.extra_bytes,
+                    "sqnr_db": round(-10 * float(np.log10(rung.value)), 2),
+                }
                 for rung in climbed.of(order)
-            }
+            ]
             for order in ORDERS
         },
     }
@@ -171,7 +252,7 @@ def converted(name: str, out: Path) -> float:
     return sum(file.stat().st_size for file in out.rglob("*.safetensors")) / 1e6
 
 
-def load(out: Path) -> Branches:
+def load(out: Path, threads: Executor | None = None) -> Branches:
     """The branches of a converted checkpoint, with quantized linears in their places."""
 
     def loaded(part: str) -> nn.Module:
@@ -179,7 +260,7 @@ def load(out: Path) -> Branches:
         load_model(network, out, part=part, dtype=torch.float32)
         return network.train(False)
 
-    return Branches.load(loaded)
+    return Branches.load(loaded, threads)
 
 
 def measure(
@@ -252,13 +333,30 @@ def table(results: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     if "ladder" in results:
-        rungs = results["ladder"]["sqnr_db"]
-        lines += ["", f"| protected | {' | '.join(f'{order}, dB' for order in rungs)} |"]
-        lines += ["|---" * (len(rungs) + 1) + "|"]
-        for count in rungs["ranked"]:
-            cells = [f"{values[count]:.1f}" for values in rungs.values()]
-            lines.append(f"| {count} | {' | '.join(cells)} |")
+        lines += ["", *ladder_table(results["ladder"])]
     return "\n".join(lines) + "\n"
+
+
+def ladder_table(climbed: Mapping[str, Any]) -> list[str]:
+    """The ladder as Markdown: velocity SQNR by number protected."""
+    rungs = climbed["rungs"]
+    lines = [
+        f"| protected | {' | '.join(f'{order}, dB' for order in rungs)} |",
+        "|---" * (len(rungs) + 1) + "|",
+    ]
+    for row in zip(*rungs.values(), strict=True):
+        count, marks = row[0]["protected"], []
+        if count == climbed["planted"]:
+            marks.append("planted")
+        if count == climbed["knee"]:
+            marks.append("knee")
+        head = f"{count} ({', '.join(marks)})" if marks else str(count)
+        cells = [head, *(f"{rung['sqnr_db']:.1f}" for rung in row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    found, planted = climbed["planted_among_the_noisiest"], climbed["planted"]
+    lines += ["", f"{climbed['recipe']}, {climbed['prompts']} prompts. Of the {planted} planted "]
+    lines[-1] += f"modules, {found} are among the {planted} that the ranking has first."
+    return lines
 
 
 def decibels(entry: Mapping[str, float]) -> str:
