@@ -48,6 +48,7 @@ RECIPES = (
     "w8a8-smoothed-rotated",
     "w8a8-protected",
     "w8a8-smoothed-protected",
+    "w8a8-smoothed-rotated-protected",
     "fp8",
 )
 PAIRS = (
@@ -59,6 +60,7 @@ PAIRS = (
     ("w8a8-smoothed-protected", "w8a8-smoothed"),
     ("w8a8-smoothed-protected", "w8a8-protected"),
     ("w8a8-smoothed-protected", "w8a8-smoothed-rotated"),
+    ("w8a8-smoothed-rotated-protected", "w8a8-smoothed-protected"),
     ("w8a8-smoothed-protected", "fp8"),
 )
 """Which variants are compared with each other: the first one less the second."""

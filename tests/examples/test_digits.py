@@ -174,7 +174,7 @@ def test_recipes_fit_the_weights(calibrated: Path, name: str) -> None:
 
 def test_every_recipe_is_measured_and_every_pair_is_of_recipes() -> None:
     assert sorted(RECIPES) == sorted(path.stem for path in FOLDER.glob("*.json"))
-    assert {name for pair in PAIRS for name in pair} == set(RECIPES)
+    assert {name for pair in PAIRS for name in pair} <= set(RECIPES)
 
 
 def test_results_are_written_and_drawn(tmp_path: Path) -> None:

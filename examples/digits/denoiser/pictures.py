@@ -17,7 +17,7 @@ from denoiser.data import SIDE, Prompt
 
 ZOOM = 6
 CELL = SIDE * ZOOM + 6
-LEFT, TOP = 190, 24
+LEFT, TOP = 230, 24
 INK, PAPER = 20, 255
 COLOURS = {"ranked": "#1f4e79", "random": "#8a8a8a", "reverse": "#c55a11"}
 
