@@ -7,10 +7,11 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from itertools import pairwise
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -24,6 +25,7 @@ from quantrecipe.schema.problems import QuantrecipeError
 if TYPE_CHECKING:
     from quantrecipe.converter import OpenRecipe
     from quantrecipe.converter.calibration import Calibration, Measurements, ModuleStatistics
+    from quantrecipe.schema.problems import Problem
     from quantrecipe.schema.recipe import Recipe
 
 _SPIKIEST: Final = 10
@@ -151,7 +153,7 @@ def _run(
     measurements = calibration.measurements
     if _reduced(measurements):
         measurements.save(path, allow_uncalled=allow_uncalled, force=force)
-        _show(measurements, path, as_json)
+        _show(measurements, path, as_json, calibration.unproven())
 
 
 def _chooses_alpha(recipe: Recipe) -> bool:
@@ -203,7 +205,9 @@ def _reduced(measurements: Measurements) -> bool:
             dist.destroy_process_group()
 
 
-def _show(measurements: Measurements, path: Path, as_json: bool) -> None:
+def _show(
+    measurements: Measurements, path: Path, as_json: bool, unproven: Sequence[Problem] = ()
+) -> None:
     header = measurements.header()
     found = [
         {"part": part, "module": name, **_facts(measured)}
@@ -211,6 +215,7 @@ def _show(measurements: Measurements, path: Path, as_json: bool) -> None:
     ]
     if as_json:
         value = {"file": str(path)} | header.to_json_value() | {"measured": found}
+        value["unproven"] = [problem.as_dict() for problem in unproven]
         click.echo(json.dumps(value, indent=2))
         return
     parts = ", ".join(f"{len(names)} of {part}" for part, names in header.modules.items())
@@ -218,6 +223,12 @@ def _show(measurements: Measurements, path: Path, as_json: bool) -> None:
     click.echo(f"modules: {parts}")
     groups = sum(map(len, header.siblings.values()))
     click.echo(f"siblings: {groups} groups of modules that share their input")
+    if header.folds:
+        click.echo(f"folds: {len(header.folds)} proven")
+    if unproven:
+        click.echo("folds that were not proven, and that convert will refuse:")
+        for problem in unproven:
+            click.echo(indent(str(problem), "  "))
     uncalled = len(measurements.uncalled)
     if uncalled:
         click.echo(f"never called: {uncalled}")

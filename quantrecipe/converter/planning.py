@@ -253,8 +253,8 @@ def _not_proven(planned: Plan, proven: Iterable[ProvenFold]) -> Iterator[Problem
         yield Problem(
             "fold-unproven",
             message,
-            hint="Have it proven on the model: calibration.prove_folds(model, run) in the function "
-            "that quantrecipe calibrate runs.",
+            hint="Run quantrecipe calibrate with this recipe: it proves what can be proven, and "
+            "says what to do about the rest.",
             pointer=f"/folds/{edge}",
         )
 

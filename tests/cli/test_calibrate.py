@@ -36,7 +36,27 @@ def run(calibration):
             model(torch.tensor([[1.0, 2.0, 3.0, 40.0]]), time)
     calibration.prompt("a cat")
 
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.down(self.up(x))
+
 class Runs:
+    @staticmethod
+    def folds(calibration):
+        model = Blocks()
+        with calibration.observe(model):
+            model(torch.randn(2, 4))
+
+    @staticmethod
+    def in_pieces(calibration):
+        model = Blocks()
+        with calibration.observe(model):
+            model.down(model.up(torch.randn(2, 4)))
+
     @staticmethod
     def none(calibration):
         pass
@@ -120,6 +140,27 @@ def test_json_and_merging(folder: Path) -> None:
     assert (a["tokens"], a["absmax"], a["max_to_median"]) == (4, 40, 16)
     with open_statistics("z") as file:
         assert file.header.samples == 2
+
+
+def test_folds_are_proven_or_a_warning_says_how(folder: Path) -> None:
+    document = json.loads(Path("recipe.json").read_text())
+    document["schemes"]["all"]["smoothing"]["apply"] = "fold"
+    document["folds"] = [{"modules": ["down"], "into": "up"}]
+    document["rules"][0]["modules"] = ["down"]
+    Path("fold.json").write_text(json.dumps(document))
+    arguments = ["--out", "s.safetensors", "--force"]
+    result = calibrated(*arguments, recipe="fold.json", run="netrun:Runs.folds")
+    assert "\nfolds: 1 proven\n" in result.stdout
+    result = calibrated(*arguments, recipe="fold.json", run="netrun:Runs.in_pieces")
+    assert result.exit_code == 0
+    assert "convert will refuse" in result.stdout
+    assert "/folds/0: it was not proven on part 'model'" in result.stdout
+    assert "calibration.prove_folds(model, run, part)" in result.stdout
+    result = calibrated(*arguments, "--json", recipe="fold.json", run="netrun:Runs.in_pieces")
+    (problem,) = json.loads(result.stdout)["unproven"]
+    assert (problem["kind"], problem["pointer"]) == ("fold-unproven", "/folds/0")
+    with open_statistics("s.safetensors") as file:
+        assert file.header.folds == ()
 
 
 def test_a_file_that_is_there_stays_and_nothing_runs(folder: Path) -> None:

@@ -356,15 +356,76 @@ def test_the_edges_of_ideogram_4_on_its_own_model(tmp_path: Path) -> None:
     assert parsed(document).folds == tuple(folds(DIFFUSERS_EDGES))
 
 
-def test_a_calibration_states_what_it_proved(tmp_path: Path) -> None:
+def test_a_calibration_proves_what_the_recipe_folds(tmp_path: Path) -> None:
     model, x = Tiny(), tiny_input()
-    calibration = Calibration(parsed(wanted()))
-    with calibration.observe(model):
+    alone = Calibration(parsed(wanted()))
+    with alone.observe(model):
         runner(model, x)()
-    calibration.prove_folds(model, runner(model, x))
-    calibration.measurements.save(tmp_path / "s.safetensors")
+    document = wanted()
+    document["source"]["parts"] = {"model": "a.safetensors", "other": "b.safetensors"}
+    calibration = Calibration(parsed(document))
+    # What is called to prove one is not measured as the other's.
+    with calibration.observe(model), calibration.observe(model, "other"):
+        runner(model, x)()
+    assert {one.part for one in calibration.measurements.folds} == {"model", "other"}
+    assert calibration.unproven() == ()
+    of = dict(calibration.measurements.statistics())
+    for (_, name), expected in alone.measurements.statistics():
+        for part in ("model", "other"):
+            assert torch.equal(of[part, name].input_absmax, expected.input_absmax)
+            assert of[part, name].tokens == expected.tokens
+    alone.measurements.save(tmp_path / "s.safetensors")
     source = save(tmp_path / "model.safetensors", dict(model.state_dict()))
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(wanted()))
     convert(file, source, tmp_path / "out")
     assert verify(tmp_path / "out", against=source).problems == ()
+
+
+class Stubborn(Tiny):
+    """Cannot be called a second time."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            raise RuntimeError("it is over")
+        return super().forward(x)
+
+
+def test_a_calibration_says_which_folds_are_not_proven() -> None:
+    def observed(model: nn.Module, run: Any, **fields: Any) -> Calibration:
+        calibration = Calibration(parsed(wanted(**fields)))
+        with calibration.observe(model):
+            run()
+        return calibration
+
+    def said(calibration: Calibration) -> list[tuple[str | None, str]]:
+        assert {one.kind for one in calibration.unproven()} <= {"fold-unproven"}
+        return [(one.pointer, one.message) for one in calibration.unproven()]
+
+    model, x = Tiny(), tiny_input()
+    run = runner(model, x)
+    calibration = observed(model, runner(model.block(), x))
+    message = "it was not proven on part 'model'"
+    assert said(calibration) == [(f"/folds/{edge}", message) for edge in range(4)]
+    calibration.prove_folds(model, run)
+    assert said(calibration) == []
+    wrong = [*EDGES[:3], EDGES[3] | {"into": "layers.*.feed_forward.w1"}]
+    ((pointer, message),) = said(observed(model, run, folds=wrong))
+    assert pointer == "/folds/3"
+    assert "outputs of layers.1.feed_forward change by" in message
+    stubborn = Stubborn()
+    calibration = observed(stubborn, runner(stubborn, x))
+    assert said(calibration) == [("/folds", "part 'model' could not be called again: it is over")]
+    calibration.prove_folds(stubborn, runner(stubborn, x))
+    assert said(calibration) == []
+    # Nothing is to be folded.
+    online = wanted(apply="online")
+    del online["folds"]
+    calibration = Calibration(parsed(online))
+    with calibration.observe(stubborn):
+        runner(stubborn, x)()
+    assert stubborn.calls == 4
+    assert calibration.unproven() == ()

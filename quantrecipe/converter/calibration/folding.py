@@ -442,6 +442,11 @@ def _coarsest(tensors: Iterable[Tensor]) -> float:
     return max((torch.finfo(t.dtype).eps for t in tensors if t.is_floating_point()), default=EXACT)
 
 
+def copied(value: Any) -> Any:
+    """A copy of what a model is called with: tensors, nested containers, and what can be copied."""
+    return _each(value, _own)
+
+
 def _own(tensor: Tensor) -> Tensor:
     return tensor.clone()
 
