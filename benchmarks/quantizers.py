@@ -36,6 +36,14 @@ FORMATS: Final[Mapping[str, dict[str, Any]]] = {
     "int8 group 32": {"format": "int8", "granularity": "group", "group_size": 32},
     "float8_e4m3fn channel": {"format": "float8_e4m3fn", "granularity": "channel"},
     "float8_e5m2 channel": {"format": "float8_e5m2", "granularity": "channel"},
+    "int4 group 32": {"format": "int4", "granularity": "group", "group_size": 32},
+    "int4 group 32, zero points": {
+        "format": "int4",
+        "granularity": "group",
+        "group_size": 32,
+        "symmetric": False,
+    },
+    "nf4": {"format": "nf4", "granularity": "block", "block_size": 64},
 }
 SEARCH: Final = {"kind": "clip-search"}
 WEIGHED: Final = {"kind": "clip-search", "statistics": "statistics.safetensors"}
@@ -147,7 +155,8 @@ def measure(linears: list[Layer], name: str, spec: dict[str, Any], quantizer: st
         importance = layer.second_moment.float() if QUANTIZERS[quantizer] is WEIGHED else None
         stored = quantize(layer.weight, weight, importance)
         exact = layer.weight.double()
-        off = dequantize(stored.codes, stored.scale, weight).double() - exact
+        meant = dequantize(stored.codes, stored.scale, weight, zero_point=stored.zero_point)
+        off = meant.double() - exact
         for i, numbers in enumerate((exact, off)):
             sums[0, i] += numbers.square().sum()
             sums[1, i] += (numbers.square() * layer.second_moment).sum()
@@ -168,11 +177,13 @@ def speed(name: str, spec: dict[str, Any], rows: int = 512, columns: int = 4096)
 def _speed(weight: Tensor, target: AnyScaledWeight, compiled: bool = True) -> float:
     transform = block_transform(PlainWeight(format="bfloat16"), target, prefer_compiled=compiled)
     codes = torch.empty(weight.shape, dtype=get_format(target).code_dtype)
-    scales = torch.empty(target.scale_grid(*weight.shape), dtype=TORCH_DTYPES[target.scale_dtype])
+    grid = target.scale_grid(*weight.shape)
+    scales = torch.empty(grid, dtype=TORCH_DTYPES[target.scale_dtype])
+    zeros = torch.empty(grid, dtype=torch.uint8) if target.has_zero_points else None
     seconds = []
     for _ in range(4):
         start = time.process_time()
-        transform(weight, None, None, codes, scales)
+        transform(weight, None, None, codes, scales, zeros_out=zeros)
         seconds.append(time.process_time() - start)
     return weight.numel() / min(seconds) / 1e6
 

@@ -118,7 +118,8 @@ def _examine_piece(piece: Piece, result: Examined, *, declared: bool) -> Reading
     verdict = recognise(piece.parts, result.layouts, named=result.named)
     reading = verdict.best
     coded = not reading.quantized and _any_coded(first.tensors)
-    if sighting is not None and (coded or not sighting.by_config):
+    known = verdict.fits and sighting is not None and sighting.layout.name == reading.layout.name
+    if sighting is not None and not known and (coded or not sighting.by_config):
         result.foreign = True
         result.parts += [report_foreign(part, piece.location, sighting) for part in piece.parts]
         result.problems += foreign_problems(sighting.layout, first.tensors, metadata)

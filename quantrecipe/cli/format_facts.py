@@ -8,7 +8,13 @@ from types import MappingProxyType
 from typing import Any, Final, get_args
 
 from quantrecipe.schema.dtypes import DTYPES, PLAIN_DTYPES
-from quantrecipe.schema.schemes import AnyScaledWeight, FormatName, PlainWeight, ScaledWeight
+from quantrecipe.schema.schemes import (
+    PACKED_FORMATS,
+    AnyScaledWeight,
+    FormatName,
+    PlainWeight,
+    ScaledWeight,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,10 @@ class FormatFacts:
         return asdict(self)
 
 
+_NIBBLES: Final = (
+    "the codes of [out, in], several in one number as the layout packs them, and a scale for each "
+    "group; codes are computed from the scale as stored"
+)
 _CODES: Final = (
     "the codes [out, in] and a scale for each group; scales are stored first, and codes are "
     "computed from the scale as stored"
@@ -59,6 +69,8 @@ _SUMMARIES: Final[Mapping[str, str]] = MappingProxyType(
         "int8": "Signed 8-bit codes in [-127, 127] times a scale; zero is code 0.",
         "float8_e4m3fn": "8-bit floats of 4 significant bits, up to 448, times a scale.",
         "float8_e5m2": "8-bit floats of 3 significant bits, up to 57344, times a scale.",
+        "int4": "4-bit codes times a scale, symmetric or counted from a zero point of each group.",
+        "nf4": "4-bit codes for 16 quantiles of a normal distribution, as in bitsandbytes.",
     }
 )
 _BOUNDS: Final[Mapping[str, str]] = MappingProxyType(
@@ -71,6 +83,9 @@ _BOUNDS: Final[Mapping[str, str]] = MappingProxyType(
         "float8_e4m3fn": "max(|w| / 17, s / 1024), and nowhere more than 16 s, where s = "
         "stored(absmax / 448) is normal",
         "float8_e5m2": "max(|w| / 9, s / 131072), where s = stored(absmax / 57344) is normal",
+        "int4": "half a scale, where s = stored(absmax / 7) is normal; with zero points "
+        "s (1/2 + 15 u), where s = stored((high - low) / 15) and u rounds the stored dtype",
+        "nf4": "0.1519036 of the block's absolute maximum below zero, 0.1385216 above",
     }
 )
 
@@ -83,18 +98,23 @@ def format_names() -> list[str]:
 def format_facts(name: str) -> FormatFacts:
     """What is known of a format; ``name`` is one of ``format_names``."""
     scaled = [model for model in get_args(AnyScaledWeight) if name in _formats_of(model)]
-    plain = name in PLAIN_DTYPES
     return FormatFacts(
         name=name,
         summary=_SUMMARIES[name],
-        bits=DTYPES[name].bits,
+        bits=4 if name in PACKED_FORMATS else DTYPES[name].bits,
         granularities=tuple(
             Granularity(str(_literal(model, "granularity")[0]), _first(model)) for model in scaled
         ),
-        scale_dtypes=() if plain else _literal(ScaledWeight, "scale_dtype"),
-        stored="the numbers themselves, [out, in]" if plain else _CODES,
+        scale_dtypes=_literal(scaled[0], "scale_dtype") if scaled else (),
+        stored=_stored(name),
         bound=_BOUNDS[name],
     )
+
+
+def _stored(name: str) -> str:
+    if name in PLAIN_DTYPES:
+        return "the numbers themselves, [out, in]"
+    return _NIBBLES if name in PACKED_FORMATS else _CODES
 
 
 def _formats_of(model: type[ScaledWeight | PlainWeight]) -> tuple[str, ...]:

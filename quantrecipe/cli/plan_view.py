@@ -13,7 +13,14 @@ from quantrecipe.cli.tables import human_bytes, table
 from quantrecipe.schema.base import Model
 from quantrecipe.schema.name_groups import collapse, natural, skeleton
 from quantrecipe.schema.plan import Plan, PlannedModule, PlannedTensor, SmoothingGroup
-from quantrecipe.schema.schemes import AnyWeight, ClipSearch, PlainWeight, ScaledWeight, Scheme
+from quantrecipe.schema.schemes import (
+    AnyWeight,
+    ClipSearch,
+    Nf4,
+    PlainWeight,
+    ScaledWeight,
+    Scheme,
+)
 
 _TITLES: Final = MappingProxyType(
     {"quantized": "Quantized", "protected": "Protected", "passthrough": "Passed through"}
@@ -32,8 +39,12 @@ def describe_weight(weight: AnyWeight) -> str:
     extra = ""
     if weight.granularity == "group":
         extra = f" {weight.group_size}"
-    if weight.granularity == "block":
+    if isinstance(weight, Nf4):
+        extra = f" {weight.block_size}"
+    elif weight.granularity == "block":
         extra = f" {weight.block_size[0]}x{weight.block_size[1]}"
+    if weight.has_zero_points:
+        extra += " with zero points"
     return f"{weight.format} {weight.granularity}{extra}"
 
 

@@ -34,7 +34,7 @@ from quantrecipe.converter.products import ProductErrors
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.smoothing import smoothquant_factors
 from quantrecipe.converter.source_rows import SourceRows
-from quantrecipe.converter.units import Unit, row_blocks, row_multiple
+from quantrecipe.converter.units import Unit, row_blocks, rows_together
 from quantrecipe.converter.workers import Workers
 from quantrecipe.converter.working import Setup, check_version, in_runs, one_thread
 from quantrecipe.formats.transform import block_transform
@@ -88,13 +88,14 @@ class FactorWorker:
             )
             rows = SourceRows(module.source, self._reader, self._device.host)
             out = torch.zeros(rows.columns, device=self._device.name)
-            multiple = math.lcm(row_multiple(module.source.weight), row_multiple(module.weight))
+            multiple = rows_together(module)
             blocks = row_blocks(
                 unit.start, unit.stop, rows.columns, multiple, self._setup.block_bytes
             )
             for start, stop in blocks:
                 with naming(info, start):
-                    transform.column_absmax(*rows.stored_on(self._device, start, stop), out)
+                    codes, scales, zeros = rows.stored_on(self._device, start, stop)
+                    transform.column_absmax(codes, scales, out, zeros_in=zeros)
                 # Once it is here, the block has been read, and its memory may be used again.
                 (found,) = self._device.give("column absmax", out)
             return found.clone()

@@ -19,7 +19,7 @@ from torch import Tensor
 from quantrecipe.converter.devices import Device
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.source_rows import SourceRows
-from quantrecipe.converter.units import row_blocks, row_multiple
+from quantrecipe.converter.units import row_blocks, rows_together
 from quantrecipe.formats import dequantize, get_format, quantize
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.error import sums_of_squares
@@ -119,7 +119,7 @@ class ProductErrors:
     def _blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Blocks of the weight in float32, on the device, each with its first row."""
         module = self._module
-        multiple = math.lcm(row_multiple(module.source.weight), row_multiple(self._weight))
+        multiple = rows_together(module)
         rows = module.source.out_features
         for start, stop in row_blocks(0, rows, self._rows.columns, multiple, self._block_bytes):
             yield start, self._device.take("rows", self._rows.read(start, stop))
@@ -144,11 +144,13 @@ class ProductErrors:
         """A block as its codes and scales mean it, float32 ``[rows, in]``."""
         memory, fmt = self._device.memory, get_format(self._weight)
         codes = memory.view("codes out", tuple(block.shape), fmt.code_dtype)
+        grid, zeros = self._weight.scale_grid(*block.shape), None
+        if self._weight.has_zero_points:
+            zeros = memory.view("zeros out", grid, torch.uint8)
         if scale is None:
-            grid = self._weight.scale_grid(*block.shape)
             scale = memory.view("scales out", grid, TORCH_DTYPES[self._weight.scale_dtype])
-        self._transform(block, None, factors, codes, scale, importance)
-        return fmt.decode(codes, scale, self._weight)
+        self._transform(block, None, factors, codes, scale, importance, zeros_out=zeros)
+        return fmt.decode(codes, scale, self._weight, zero_point=zeros)
 
 
 def _as_quantized(x: Tensor, activation: DynamicActivation | None) -> Tensor:

@@ -10,10 +10,12 @@ from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter.measured import column_importance
 from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import check_scales, naming
+from quantrecipe.converter.storing import shape_tensor, stored_zero_points
 from quantrecipe.formats import cast, dequantize, quantize, row_errors, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.folding import divide_scales, divides_scales, fold_rows, fold_vector
 from quantrecipe.formats.memory import as_memory
+from quantrecipe.formats.packing import pack, unpack, unpack_down
 from quantrecipe.formats.refusals import all_finite, refuse_non_finite
 from quantrecipe.formats.rotation import rotate_
 from quantrecipe.schema.capabilities import BUILT_IN
@@ -40,7 +42,9 @@ class ReferenceConverter:
             assert job.factors is not None
             job.write("smoothing", as_memory(job.factors))
         for role, part in unit.ranges().items():
-            if role == "bias" or of.copied:
+            if role == "weight_shape":
+                job.write(role, as_memory(shape_tensor(of)))
+            elif role == "bias" or of.copied:
                 start = part.position - of.outputs[role].offset
                 info = of.source.tensors[role]
                 content = _divided(job, info) if of.divided else _read_bytes(job.reader, info)
@@ -77,9 +81,15 @@ def _convert(job: Job, module: PlannedModule) -> ErrorSums | None:
     height, _ = module.weight.group_shape(*weight.shape)
     grid = slice(rows.start // height, -(-rows.stop // height))
     weight, codes, scale = weight[rows], quantized.codes[rows], quantized.scale[grid]
-    job.write("weight", as_memory(codes))
+    packing = module.packings.get("weight")
+    job.write("weight", as_memory(codes if packing is None else pack(codes, packing)))
     job.write("weight_scale", as_memory(stored[grid]))
-    return ErrorSums.of_blocks([row_errors(weight, codes, scale, module.weight)])
+    zero_point = None
+    if quantized.zero_point is not None:
+        zero_point = quantized.zero_point[grid]
+        job.write("weight_zero_point", as_memory(stored_zero_points(zero_point, module.packings)))
+    errors = row_errors(weight, codes, scale, module.weight, zero_point=zero_point)
+    return ErrorSums.of_blocks([errors])
 
 
 def _divided(job: Job, info: TensorInfo) -> bytes:
@@ -91,15 +101,23 @@ def _divided(job: Job, info: TensorInfo) -> bytes:
 
 def _decode(reader: SourceReader, module: PlannedModule) -> Tensor:
     """The weight as the source means it: its own dtype if plain, float32 if it has scales."""
-    stored = module.source.weight
-    codes = _read(reader, module.source.tensors["weight"])
+    source, stored = module.source, module.source.weight
+    codes = _read(reader, source.tensors["weight"])
     if isinstance(stored, PlainWeight):
         return codes
-    grid = stored.scale_grid(module.source.out_features, module.source.in_features)
-    info = module.source.tensors["weight_scale"]
+    if "weight" in source.packings:
+        codes = unpack(codes, source.packings["weight"], source.in_features)
+    grid = stored.scale_grid(source.out_features, source.in_features)
+    info = source.tensors["weight_scale"]
     scale = _read(reader, info).reshape(grid)
     check_scales(scale, info)
-    return dequantize(codes, scale, stored)
+    zero_point = None
+    if "weight_zero_point" in source.tensors:
+        zero_point = _read(reader, source.tensors["weight_zero_point"])
+        if "weight_zero_point" in source.packings:
+            packing = source.packings["weight_zero_point"]
+            zero_point = unpack_down(zero_point, packing, source.out_features)
+    return dequantize(codes, scale, stored, zero_point=zero_point)
 
 
 def _read_bytes(reader: SourceReader, info: TensorInfo) -> bytearray:

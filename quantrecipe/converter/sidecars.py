@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from quantrecipe.schema.config_fragments import config_fragment
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.quantization_config import (
@@ -15,7 +16,6 @@ from quantrecipe.schema.quantization_config import (
     CONFIG_NAME,
     ConfiguredModule,
     config_path,
-    quantization_config,
 )
 from quantrecipe.schema.tensors import SourcePart
 
@@ -97,19 +97,20 @@ def _folder_of(plan: Plan, part: SourcePart) -> PurePosixPath:
 
 def _fragment(plan: Plan, part: str) -> dict[str, Any] | None:
     """The ``quantization_config`` of a part, if it is written and not all plain."""
-    if plan.target_layout.config is None:
-        return None
-    return quantization_config(
-        ConfiguredModule(
-            name=module.name,
-            scheme=module.scheme,
-            weight=module.weight,
-            activation=module.activation,
-            smoothed="smoothing" in module.outputs,
-            rotation=module.rotation,
-        )
-        for module in plan.modules
-        if module.part == part
+    return config_fragment(
+        plan.target_layout,
+        (
+            ConfiguredModule(
+                name=module.name,
+                scheme=module.scheme,
+                weight=module.weight,
+                activation=module.activation,
+                smoothed="smoothing" in module.outputs,
+                rotation=module.rotation,
+            )
+            for module in plan.modules
+            if module.part == part
+        ),
     )
 
 

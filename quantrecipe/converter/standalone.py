@@ -18,6 +18,7 @@ from quantrecipe.schema.dtypes import DTYPES
 from quantrecipe.schema.layout import Layout, ModuleTensors
 from quantrecipe.schema.layout_reading import roles
 from quantrecipe.schema.plan import Plan, PlannedModule, PlannedOther, PlannedTensor
+from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import AnyWeight, Float8Block, Int8Group, PlainWeight
 
 LOADER_NAME: Final = "safetensors_loader.py"
@@ -32,7 +33,23 @@ name can end a string, a line or the block, or look like another."""
 
 
 def loader_source(plan: Plan) -> bytes:
-    """The text of a loader for what ``plan`` makes; a pure function of the plan."""
+    """The text of a loader for what ``plan`` makes; a pure function of the plan.
+
+    Raises:
+        InvalidInput: codes are packed, which that loader does not read.
+    """
+    packed = [module for module in plan.modules if module.packings]
+    if packed:
+        raise InvalidInput(
+            Problem(
+                "loader-cannot-read",
+                f"the loader beside the checkpoint does not read packed codes, and "
+                f"{len(packed):,} modules have them, as {packed[0].weight.format}",
+                hint="Take 'emit_loader' out; quantrecipe.loaders reads them.",
+                pointer="/target/emit_loader",
+                tensor=packed[0].name,
+            )
+        )
     template = files("quantrecipe.converter").joinpath(LOADER_NAME).read_text("utf-8")
     head, _, rest = template.partition(_BEGIN)
     tail = rest.partition(_END)[2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -14,13 +13,15 @@ from quantrecipe.converter.measured import column_importance
 from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.source_rows import SourceRows, read_slice
-from quantrecipe.converter.units import row_blocks, row_multiple
+from quantrecipe.converter.storing import shape_tensor, stored_zero_points
+from quantrecipe.converter.units import row_blocks, rows_together
 from quantrecipe.formats import RowErrors, cast, get_format
 from quantrecipe.formats.base import Workspace
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.folding import divide_scales, divides_scales, fold_rows, fold_vector
 from quantrecipe.formats.kernels import decode_block
 from quantrecipe.formats.memory import as_memory
+from quantrecipe.formats.packing import pack
 from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.capabilities import BUILT_IN
 from quantrecipe.schema.lock import Role
@@ -66,6 +67,9 @@ class _Work:
             return None
         if module.copied:
             for role, part in self.unit.ranges().items():
+                if role == "weight_shape":
+                    self._shape(module)
+                    continue
                 start = part.position - module.outputs[role].offset
                 self._copy(role, module.source.tensors[role], start, start + part.nbytes)
             return None
@@ -76,6 +80,8 @@ class _Work:
         if "smoothing" in module.outputs and self.unit.first:
             assert self.job.factors is not None
             self.job.write("smoothing", as_memory(self.job.factors))
+        if "weight_shape" in module.outputs and self.unit.first:
+            self._shape(module)
         if isinstance(module.weight, PlainWeight):
             self._cast(module, module.weight)
             return None
@@ -89,6 +95,9 @@ class _Work:
             self.job.reader.read_into(source, first, as_memory(piece))
             self.job.write(role, as_memory(piece))
             self.job.progress(last - first, source.name)
+
+    def _shape(self, module: PlannedModule) -> None:
+        self.job.write("weight_shape", as_memory(shape_tensor(module)))
 
     def _divide(self, role: Role, source: TensorInfo, start: int, stop: int) -> None:
         """Divide a vector, or the bytes of it from ``start`` on, by what is folded into it."""
@@ -108,7 +117,7 @@ class _Work:
         return None if divisors is None else divisors[start:stop]
 
     def _blocks(self, module: PlannedModule) -> Iterator[tuple[int, int]]:
-        multiple = math.lcm(row_multiple(module.source.weight), row_multiple(module.weight))
+        multiple = rows_together(module)
         columns, size = module.source.in_features, self.job.block_bytes
         return row_blocks(self.unit.start, self.unit.stop, columns, multiple, size)
 
@@ -142,27 +151,49 @@ class _Work:
         importance = column_importance(self.job.statistics, module, self.job.factors)
         if importance is not None:
             importance = importance.to(self.device.name)
-        whole = weight.granularity == "tensor"
+        whole, fmt = weight.granularity == "tensor", get_format(weight)
         scale = self._tensor_scale(module, weight, inputs, transform) if whole else None
         errors: list[RowErrors] = []
         for start, stop in self._blocks(module):
             shape = (stop - start, module.source.in_features)
             memory = self.device.memory
-            codes = memory.view("codes out", shape, get_format(weight).code_dtype)
+            codes = memory.view("codes out", shape, fmt.code_dtype)
+            grid = weight.scale_grid(*shape)
             if not whole:
-                grid = weight.scale_grid(*shape)
                 scale = memory.view("scales out", grid, TORCH_DTYPES[weight.scale_dtype])
+            zeros = memory.view("zeros out", grid, torch.uint8) if weight.has_zero_points else None
             assert scale is not None
-            with naming(source, start, start // row_multiple(weight)):
-                found = transform(*inputs.read(start, stop), codes, scale, importance)
+            with naming(source, start, start // fmt.row_multiple(weight)):
+                codes_in, scales_in, factors, zeros_in = inputs.read(start, stop)
+                found = transform(
+                    codes_in,
+                    scales_in,
+                    factors,
+                    codes,
+                    scale,
+                    importance,
+                    zeros_in=zeros_in,
+                    zeros_out=zeros,
+                )
                 divided = inputs.divided(scale, start, stop)
             out = self.device.give("out", codes, divided, found.signal, found.noise)
-            self.job.write("weight", as_memory(out[0]))
+            self.job.write("weight", as_memory(self._packed(module, out[0])))
             if not whole:
                 self.job.write("weight_scale", as_memory(out[1]))
+            if zeros is not None:
+                down = stored_zero_points(zeros.cpu(), module.packings)
+                self.job.write("weight_zero_point", as_memory(down))
             errors.append(RowErrors(out[2].clone(), out[3].clone(), found.worst_in_scales))
             self._advance(module, stop - start)
         return ErrorSums.of_blocks(errors)
+
+    def _packed(self, module: PlannedModule, codes: Tensor) -> Tensor:
+        """Codes as they are stored."""
+        packing = module.packings.get("weight")
+        if packing is None:
+            return codes
+        shape = codes.shape[0], packing.stored(codes.shape[1])
+        return pack(codes, packing, self.buffers.view("packed", shape, TORCH_DTYPES[packing.dtype]))
 
     def _tensor_scale(
         self,
@@ -175,7 +206,8 @@ class _Work:
         amax: Tensor | None = None
         for start, stop in self._blocks(module):
             with naming(module.source.tensors["weight"], start):
-                largest = transform.absmax(*inputs.read(start, stop))
+                codes, scales, factors, zeros = inputs.read(start, stop)
+                largest = transform.absmax(codes, scales, factors, zeros_in=zeros)
             amax = largest if amax is None else torch.maximum(amax, largest)
         assert amax is not None
         with naming(module.source.tensors["weight"]):
@@ -211,18 +243,22 @@ class _Inputs:
             PlainWeight(format="float32") if self._rows_divided else self._source
         )
 
-    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Codes, scales and factors of some rows.
+    def read(
+        self, start: int, stop: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Codes, scales, factors and zero points of some rows.
 
         Raises:
             InvalidInput: a number is not finite.
         """
-        codes, scales = self._rows.stored_on(self._device, start, stop)
+        codes, scales, zeros = self._rows.stored_on(self._device, start, stop)
         if not self._rows_divided:
-            return codes, scales, self._factors
+            return codes, scales, self._factors, zeros
         assert self._divisors is not None
-        values = decode_block(self._source, codes, scales, self._factors, None, self._scratch)
-        return fold_rows(values, None, self._divisors[start:stop]), None, None
+        values = decode_block(
+            self._source, codes, scales, self._factors, None, self._scratch, zeros
+        )
+        return fold_rows(values, None, self._divisors[start:stop]), None, None, None
 
     def divided(self, scales: Tensor, start: int, stop: int) -> Tensor:
         """The scales of some rows, as they are stored."""

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from quantrecipe.formats import get_format
+from quantrecipe import formats
 from quantrecipe.schema.lock import Role
 from quantrecipe.schema.plan import Plan, PlannedModule, PlannedOther, PlannedTensor
-from quantrecipe.schema.schemes import AnyWeight, PlainWeight, ScaledWeight
+from quantrecipe.schema.schemes import ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
+
+_IN_ROWS: Final = frozenset({"weight", "weight_scale", "weight_zero_point"})
+"""Roles of which rows of a weight have bytes of their own."""
 
 UNIT_BYTES: Final = 64 << 20
 """About how many bytes of source a unit has at most.
@@ -100,13 +103,18 @@ class Unit:
     def _bytes(self, role: Role, output: PlannedTensor, module: PlannedModule) -> tuple[int, int]:
         rows, columns = module.source.out_features, module.source.in_features
         whole = self.start == 0 and self.stop == rows
-        if role not in ("weight", "weight_scale") or whole:
+        if role not in _IN_ROWS or whole:
             return (0, output.nbytes) if self.first else (0, 0)
         if role == "weight":
             row = output.nbytes // rows
             return self.start * row, self.stop * row
         assert isinstance(module.weight, ScaledWeight)
         height, _ = module.weight.group_shape(rows, columns)
+        packing = module.packings.get(role)
+        if packing is not None:
+            height = packing.codes
+            row = output.nbytes // packing.stored(rows)
+            return self.start // height * row, packing.stored(self.stop) * row
         row = output.nbytes // module.weight.scale_grid(rows, columns)[0]
         return self.start // height * row, -(-self.stop // height) * row
 
@@ -122,7 +130,7 @@ def cut(plan: Plan, unit_bytes: int = UNIT_BYTES) -> tuple[Unit, ...]:
         step = rows
         if _can_be_cut(module):
             row = max(1, module.source.tensors["weight"].nbytes // rows)
-            multiple = math.lcm(row_multiple(module.source.weight), row_multiple(module.weight))
+            multiple = rows_together(module)
             step = max(1, unit_bytes // (row * multiple)) * multiple
         pieces += [(module, start, min(rows, start + step)) for start in range(0, rows, step)]
     for other in plan.others:
@@ -139,9 +147,11 @@ def cut(plan: Plan, unit_bytes: int = UNIT_BYTES) -> tuple[Unit, ...]:
     return tuple(Unit(index, *piece) for index, piece in enumerate(sorted(pieces, key=where)))
 
 
-def row_multiple(weight: AnyWeight) -> int:
-    """Rows that must stay together to be encoded or decoded."""
-    return 1 if isinstance(weight, PlainWeight) else get_format(weight).row_multiple(weight)
+def rows_together(module: PlannedModule) -> int:
+    """Rows that must stay together to be read, decoded, encoded and written."""
+    return math.lcm(
+        *(formats.rows_together(each.weight, each.packings) for each in (module.source, module))
+    )
 
 
 def row_blocks(

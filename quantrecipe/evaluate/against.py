@@ -275,6 +275,9 @@ class _Against:
         elif same_numbers(source.weight, output.weight, shape):
             self._copied(source.tensors["weight"], info)
             self._copied(source.tensors["weight_scale"], output.tensors["weight_scale"])
+            if "weight_zero_point" in output.tensors:
+                role = "weight_zero_point"
+                self._copied(source.tensors[role], output.tensors[role])
         else:
             self._note("mistyped-tensor", "its codes are not stored as in the source", info)
 

@@ -12,7 +12,12 @@ from quantrecipe.schema.dtypes import DTYPES, byte_size
 from quantrecipe.schema.folds import FOLDED_NAME
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
-from quantrecipe.schema.layout_writing import module_tensors, other_name, refusal
+from quantrecipe.schema.layout_writing import (
+    module_tensors,
+    other_name,
+    refusal,
+    shape_of_codes,
+)
 from quantrecipe.schema.lock import LOCK_NAME, RECIPE_NAME, Lock, LockedModule, LockedTensor
 from quantrecipe.schema.placement import shard_of
 from quantrecipe.schema.problems import Problem
@@ -217,7 +222,7 @@ def _stored(
         layout,
         module.part,
         module.name,
-        (weight.shape[0], weight.shape[1]),
+        shape_of_codes(layout, module.weight, (weight.shape[0], weight.shape[1])),
         module.weight,
         smoothing=module.smoothing is not None and module.smoothing.apply == "online",
         bias=OutputTensor(bias.name, bias.dtype, bias.shape) if bias is not None else None,

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from quantrecipe.formats import Unrepresentable, get_format, sqnr_db
+from quantrecipe.formats import Unrepresentable, get_format, rows_together, sqnr_db
 from quantrecipe.formats.base import WeightFormat, Workspace
-from quantrecipe.formats.clip_search import candidate_scales
+from quantrecipe.formats.clip_search import candidates
 from quantrecipe.formats.folding import FoldedFactors, divide_scales, divides_scales, fold_rows
 from quantrecipe.formats.kernels import decode_block
 from quantrecipe.formats.proof import Proven, TargetNonFinite, block_proof
+from quantrecipe.formats.refusals import first_index
 from quantrecipe.loaders import Checkpoint
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.problems import InvalidInput, Problem
@@ -82,17 +83,20 @@ def prove_bound(
         scales_in = None if plain else source.scales(name, part, start, stop)
         codes = output.codes(name, part, start, stop)
         scale = output.scales(name, part, start, stop)
+        zeros_in = source.zero_points(name, part, start, stop)
+        zeros = output.zero_points(name, part, start, stop)
         stored: tuple[Tensor, Tensor | None, Tensor | None] = codes_in, scales_in, factors
         try:
             if divisors is not None:
                 rows = divisors[start:stop]
                 rotation = None if rows_divided else module.rotation
-                values = decode_block(original.weight, *stored, rotation, Workspace())
+                values = decode_block(original.weight, *stored, rotation, Workspace(), zeros_in)
                 if rows_divided:
-                    stored = fold_rows(values, None, rows), None, None
+                    stored, zeros_in = (fold_rows(values, None, rows), None, None), None
                 else:
-                    scale = proof.undivided(values, scale, rows, start)
-            proof.take_in(prove(*stored, codes, scale), scale, start)
+                    scale = proof.undivided(values, scale, zeros, rows, start)
+            found = prove(*stored, codes, scale, zeros_in=zeros_in, zeros=zeros)
+            proof.take_in(found, scale, zeros, start)
         except Unrepresentable as refused:
             of = module if isinstance(refused, TargetNonFinite) else original
             info = of.tensors["weight"]
@@ -105,15 +109,12 @@ def row_blocks(
     source: StoredModule, output: StoredModule, block_bytes: int
 ) -> Iterator[tuple[int, int]]:
     """Runs of rows of about ``block_bytes`` of float32 that both can be decoded by."""
-    multiple = math.lcm(*(_row_multiple(module) for module in (source, output)))
+    multiple = math.lcm(
+        *(rows_together(module.weight, module.packings) for module in (source, output))
+    )
     step = max(1, block_bytes // max(1, 4 * source.in_features * multiple)) * multiple
     for start in range(0, source.out_features, step):
         yield start, min(source.out_features, start + step)
-
-
-def _row_multiple(module: StoredModule) -> int:
-    weight = module.weight
-    return 1 if isinstance(weight, PlainWeight) else get_format(weight).row_multiple(weight)
 
 
 @dataclass(slots=True)
@@ -132,6 +133,7 @@ class _Proof:
     broken: int = 0
     first_broken: str = ""
     wrong_scale: str = ""
+    wrong_zero_point: str = ""
 
     def __post_init__(self) -> None:
         # Room for every row at once: small tensors kept between large ones that come and go would
@@ -139,24 +141,39 @@ class _Proof:
         self.signal = torch.zeros(self.module.out_features, dtype=torch.float64)
         self.noise = torch.zeros_like(self.signal)
 
-    def undivided(self, weight: Tensor, stored: Tensor, divisors: Tensor, start: int) -> Tensor:
+    def undivided(
+        self,
+        weight: Tensor,
+        stored: Tensor,
+        zero_point: Tensor | None,
+        divisors: Tensor,
+        start: int,
+    ) -> Tensor:
         """The scales that were divided: those the quantizer chooses from that give what is stored.
 
-        Where none does, about what they would have been, and a problem.
+        Where several do, one that goes with the zero point. Where none does, about what they would
+        have been, and a problem.
 
         Args:
             weight: the source's rows, float32, before anything is divided.
             stored: their scales.
+            zero_point: their zero points, where the format has them.
             divisors: of the rows, float32.
             start: the first of the rows.
         """
         found = (stored.double() * divisors.double().unsqueeze(1)).float()
         unknown = torch.ones_like(stored, dtype=torch.bool)
+        misplaced = torch.full_like(unknown, zero_point is not None)
         amax = self.fmt.measure(weight, self.spec)
-        for candidate in candidate_scales(amax, self.fmt, self.spec):
-            fits = (divide_scales(candidate, divisors) == stored) & unknown
-            found[fits] = candidate[fits]
-            unknown &= ~fits
+        for candidate, zeros in candidates(amax, self.fmt, self.spec):
+            fits = divide_scales(candidate, divisors) == stored
+            better = unknown
+            if zeros is not None and zero_point is not None:
+                together = fits & (zeros == zero_point)
+                better = unknown | (misplaced & together)
+                misplaced &= ~together
+            found[fits & better] = candidate[fits & better]
+            unknown = unknown & ~fits
         if bool(unknown.any()) and not self.wrong_scale:
             row, column = (int(index) for index in unknown.nonzero()[0])
             self.wrong_scale = (
@@ -166,13 +183,14 @@ class _Proof:
             )
         return found
 
-    def take_in(self, found: Proven, scale: Tensor, start: int) -> None:
+    def take_in(self, found: Proven, scale: Tensor, zero_point: Tensor | None, start: int) -> None:
         """Add one block of rows, the first of which is row ``start``."""
         if self.spec.granularity == "tensor":
             self.amax = found.amax if self.amax is None else torch.maximum(self.amax, found.amax)
             self.stored = scale
         else:
-            self._check_scales(found.amax, scale, start // self.fmt.row_multiple(self.spec))
+            first = start // self.fmt.row_multiple(self.spec)
+            self._check_scales(found.amax, scale, zero_point, first)
         if found.first is not None and not self.broken:
             row, column, error, bound = found.first
             self.first_broken = (
@@ -189,7 +207,7 @@ class _Proof:
     def result(self) -> Measured:
         """What all blocks together say."""
         if self.amax is not None and self.stored is not None:
-            self._check_scales(self.amax, self.stored, 0)
+            self._check_scales(self.amax, self.stored, None, 0)
         return Measured(
             tuple(self._problems()),
             sqnr_db(self.signal, self.noise),
@@ -197,20 +215,35 @@ class _Proof:
             self.of_bound,
         )
 
-    def _check_scales(self, amax: Tensor, scale: Tensor, first: int) -> None:
+    def _check_scales(
+        self, amax: Tensor, scale: Tensor, zero_point: Tensor | None, first: int
+    ) -> None:
         differs = torch.ones_like(scale, dtype=torch.bool)
-        for candidate in candidate_scales(amax, self.fmt, self.spec):
-            differs &= candidate != scale
-            if not bool(differs.any()):
+        misplaced = torch.full_like(differs, zero_point is not None)
+        for candidate, zeros in candidates(amax, self.fmt, self.spec):
+            other = candidate != scale
+            differs &= other
+            if zeros is not None and zero_point is not None:
+                misplaced &= other | (zeros != zero_point)
+            if not bool((differs | misplaced).any()):
                 return
-        if not self.wrong_scale:
-            row, column = (int(index) for index in differs.nonzero()[0])
+        index = first_index(differs)
+        if index is not None and not self.wrong_scale:
+            row, column = index
             unclipped = float(self.fmt.scales(amax, self.spec)[row, column])
             searched = isinstance(self.spec.quantizer, ClipSearch)
             self.wrong_scale = (
                 f"the scale at [{first + row}, {column}] of its grid is "
                 f"{float(scale[row, column])!r}, and the source's largest weight there makes it "
                 f"{unclipped!r}{', or that times a clip ratio' if searched else ''}"
+            )
+        index = first_index(misplaced & ~differs)
+        if index is not None and zero_point is not None and not self.wrong_zero_point:
+            row, column = index
+            self.wrong_zero_point = (
+                f"the zero point at [{first + row}, {column}] of its grid is "
+                f"{int(zero_point[row, column])}, and the source's smallest weight there makes it "
+                "another"
             )
 
     def _problems(self) -> Iterator[Problem]:
@@ -223,6 +256,9 @@ class _Proof:
         if self.wrong_scale:
             info = self.module.tensors["weight_scale"]
             yield self._problem("scale-differs", self.wrong_scale, hint, info)
+        if self.wrong_zero_point:
+            info = self.module.tensors["weight_zero_point"]
+            yield self._problem("zero-point-differs", self.wrong_zero_point, hint, info)
 
     def _problem(self, kind: str, message: str, hint: str, info: TensorInfo) -> Problem:
         return Problem(kind, message, hint, file=str(info.file), tensor=info.name)

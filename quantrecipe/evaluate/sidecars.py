@@ -12,6 +12,7 @@ from quantrecipe.checkpoint import SourceError
 from quantrecipe.checkpoint.folder import INDEX_SUFFIX, SUFFIX
 from quantrecipe.evaluate.locked import AGAIN, is_below, rewritten
 from quantrecipe.schema.canonical import document_bytes, recipe_digest
+from quantrecipe.schema.config_fragments import config_fragment
 from quantrecipe.schema.lock import RECIPE_NAME, Lock, OutputFile
 from quantrecipe.schema.placement import shard_of
 from quantrecipe.schema.problems import InvalidInput, Problem
@@ -19,7 +20,6 @@ from quantrecipe.schema.quantization_config import (
     CONFIG_KEY,
     ConfiguredModule,
     config_path,
-    quantization_config,
 )
 from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.validation import parse_recipe
@@ -76,21 +76,23 @@ def shard_indexes(lock: Lock) -> dict[str, object]:
 def written_configs(lock: Lock) -> dict[str, dict[str, Any]]:
     """The ``quantization_config`` of every part, as the lock's modules make it, by the file."""
     recipe = lock.recipe
-    if resolve_layout(recipe.target.layout).config is None:
-        return {}
+    layout = resolve_layout(recipe.target.layout)
     found = {}
     for part in recipe.source.parts:
-        config = quantization_config(
-            ConfiguredModule(
-                name=module.name,
-                scheme=module.scheme,
-                weight=module.weight,
-                activation=module.activation,
-                smoothed="smoothing" in module.tensors,
-                rotation=module.rotation,
-            )
-            for module in lock.modules
-            if module.part == part
+        config = config_fragment(
+            layout,
+            (
+                ConfiguredModule(
+                    name=module.name,
+                    scheme=module.scheme,
+                    weight=module.weight,
+                    activation=module.activation,
+                    smoothed="smoothing" in module.tensors,
+                    rotation=module.rotation,
+                )
+                for module in lock.modules
+                if module.part == part
+            ),
         )
         if config is not None:
             found[config_path(recipe.target.file_of(part))] = config

@@ -19,10 +19,13 @@ class Quantized:
         codes: ``[out, in]``, in the format's code dtype.
         scale: the canonical grid ``spec.scale_grid(out, in)`` in ``spec.scale_dtype``; ``None`` for
             a plain dtype.
+        zero_point: uint8 of the shape of ``scale``, the code that stands for 0 in each group;
+            ``None`` where the format has none.
     """
 
     codes: Tensor
     scale: Tensor | None
+    zero_point: Tensor | None = None
 
 
 class Workspace:
@@ -73,6 +76,9 @@ class WeightFormat(Protocol):
     def measure(self, weight: Tensor, spec: ScaledWeight) -> Tensor:
         """The absolute maximum of each scaling group, a float32 grid.
 
+        For weights with zero points ``[2, *grid]``: the smallest and the largest number of each
+        group, with 0 between them.
+
         Raises:
             NonFinite: the block holds a NaN or an infinity; carries its row and column.
         """
@@ -80,11 +86,26 @@ class WeightFormat(Protocol):
     def scales(self, amax: Tensor, spec: ScaledWeight) -> Tensor:
         """The scales as stored: ``amax / largest_code``, from float32 to ``spec.scale_dtype``.
 
-        A group of zeros has scale 1. A scale below the smallest normal number of its dtype is that
-        number, so a scale is never zero and dividing by it loses nothing.
+        With zero points, ``high - low`` divided by the number of steps between codes. A group of
+        zeros has scale 1. A scale below the smallest normal number of its dtype is that number, so
+        a scale is never zero and dividing by it loses nothing. nf4 has scales of its own: the
+        absolute maximum, whatever it is.
 
         Raises:
             ScaleOutOfRange: a scale overflows its dtype; carries its row and column in the grid.
+        """
+
+    def zero_points(self, amax: Tensor, scale: Tensor, spec: ScaledWeight) -> Tensor | None:
+        """The zero points of groups with these ``scales``, uint8 of the same shape.
+
+        ``None`` for weights without zero points.
+        """
+
+    def levels(self, codes: Tensor, zero_point: Tensor | None, group: tuple[int, int]) -> Tensor:
+        """What codes stand for before they are multiplied by their scales.
+
+        In the smallest dtype that holds it: the codes themselves for int8 and fp8, int8 for int4,
+        float32 for nf4.
         """
 
     def encode(
@@ -94,6 +115,7 @@ class WeightFormat(Protocol):
         spec: ScaledWeight,
         out: Tensor | None = None,
         *,
+        zero_point: Tensor | None = None,
         workspace: Workspace | None = None,
         checked: bool = True,
     ) -> Tensor:
@@ -104,7 +126,8 @@ class WeightFormat(Protocol):
         the device they are on.
 
         Raises:
-            ValueError: scales that are not ``spec``'s grid, dtype, or positive and finite.
+            ValueError: scales that are not ``spec``'s grid, dtype, or positive and finite; zero
+                points that are missing, misshaped, or not asked for.
         """
 
     def decode(
@@ -114,9 +137,10 @@ class WeightFormat(Protocol):
         spec: ScaledWeight,
         out: Tensor | None = None,
         *,
+        zero_point: Tensor | None = None,
         checked: bool = True,
     ) -> Tensor:
-        """``float32(codes) * float32(scale)``, for scales of any floating dtype.
+        """``float32(levels) * float32(scale)``, for scales of any floating dtype.
 
         ``checked`` is false for codes that come from ``encode``, as above.
 
@@ -124,7 +148,15 @@ class WeightFormat(Protocol):
             NonFinite: a code, a scale or a product is no finite number; carries row and column.
         """
 
-    def bound(self, weight: Tensor, codes: Tensor, scale: Tensor, spec: ScaledWeight) -> Tensor:
+    def bound(
+        self,
+        weight: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        spec: ScaledWeight,
+        *,
+        zero_point: Tensor | None = None,
+    ) -> Tensor:
         """What ``abs(weight - decode(codes, scale))`` cannot exceed, float64 ``[rows, in]``.
 
         It follows from the scales as stored; float32 arithmetic is allowed for.

@@ -45,8 +45,8 @@ def choose_scales(
     *,
     codes: Tensor | None = None,
     workspace: Workspace | None = None,
-) -> Tensor:
-    """The scales of a row block, as the quantizer of ``spec`` chooses them.
+) -> tuple[Tensor, Tensor | None]:
+    """The scales of a row block, as the quantizer of ``spec`` chooses them, and their zero points.
 
     Args:
         weight: float32 ``[rows, in]``.
@@ -58,7 +58,8 @@ def choose_scales(
         workspace: scratch.
 
     Returns:
-        The canonical grid of the block, in ``spec.scale_dtype``.
+        The canonical grid of the block, in ``spec.scale_dtype``; the zero points of the same shape,
+        where the format has them.
 
     Raises:
         NonFinite: the block holds a NaN or an infinity; carries its row and column.
@@ -66,8 +67,9 @@ def choose_scales(
     """
     amax = fmt.measure(weight, spec)
     scales = fmt.scales(amax, spec)
+    zeros = fmt.zero_points(amax, scales, spec)
     if not isinstance(spec.quantizer, ClipSearch):
-        return scales
+        return scales, zeros
     if codes is None:
         codes = torch.empty(weight.shape, dtype=fmt.code_dtype, device=weight.device)
     workspace = workspace or Workspace()
@@ -75,10 +77,20 @@ def choose_scales(
     counts = column_weights(importance, weight, (height, width))
     limit = _AT_A_TIME.get(weight.device.type, _AT_A_TIME_ELSEWHERE)
     step = max(1, limit // (height * weight.shape[1]))
-    for first in range(0, len(amax), step):
+    for first in range(0, len(scales), step):
         grid, rows = slice(first, first + step), slice(first * height, (first + step) * height)
-        _search(weight[rows], amax[grid], fmt, spec, counts, codes[rows], workspace, scales[grid])
-    return scales
+        _search(
+            weight[rows],
+            amax[..., grid, :],
+            fmt,
+            spec,
+            counts,
+            codes[rows],
+            workspace,
+            scales[grid],
+            None if zeros is None else zeros[grid],
+        )
+    return scales, zeros
 
 
 def _search(
@@ -90,35 +102,42 @@ def _search(
     codes: Tensor,
     workspace: Workspace,
     out: Tensor,
+    zeros_out: Tensor | None,
 ) -> None:
-    """Leave the best scales of a run of rows in ``out``."""
-    units = _below_one(amax)
-    least = torch.full(amax.shape, _NONE_YET, dtype=torch.int64, device=weight.device)
-    for scale in candidate_scales(amax, fmt, spec):
-        fmt.encode(weight, scale, spec, codes, workspace=workspace, checked=False)
+    """Leave the best scales of a run of rows in ``out``, and their zero points beside them."""
+    # With zero points ``amax`` is the smallest and the largest number of each group.
+    units = _below_one(amax if zeros_out is None else amax.abs().amax(0))
+    least = torch.full(out.shape, _NONE_YET, dtype=torch.int64, device=weight.device)
+    for scale, zeros in candidates(amax, fmt, spec):
+        fmt.encode(weight, scale, spec, codes, zero_point=zeros, workspace=workspace, checked=False)
         error = workspace.like(weight)
-        fmt.decode(codes, scale, spec, out=error, checked=False)
+        fmt.decode(codes, scale, spec, out=error, zero_point=zeros, checked=False)
         total = _weighted_sums(error.sub_(weight), counts, units, spec.group_shape(*weight.shape))
         better = total < least
         torch.where(better, scale, out, out=out)
+        if zeros is not None and zeros_out is not None:
+            torch.where(better, zeros, zeros_out, out=zeros_out)
         torch.where(better, total, least, out=least)
 
 
-def candidate_scales(amax: Tensor, fmt: WeightFormat, spec: ScaledWeight) -> Iterator[Tensor]:
-    """The grids of scales that the quantizer of ``spec`` chooses from, the first that of absmax.
+def candidates(
+    amax: Tensor, fmt: WeightFormat, spec: ScaledWeight
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The scales and zero points that the quantizer of ``spec`` chooses from; absmax's come first.
 
     Args:
-        amax: the absolute maximum of each scaling group, a float32 grid.
+        amax: what ``measure`` says of each scaling group.
         fmt: the format of ``spec``.
         spec: how the weight is stored.
 
     Raises:
         ScaleOutOfRange: as ``WeightFormat.scales``.
     """
-    yield fmt.scales(amax, spec)
-    if isinstance(spec.quantizer, ClipSearch):
-        for ratio in spec.quantizer.ratios()[1:]:
-            yield fmt.scales(amax * amax.new_full((), ratio), spec)
+    ratios = spec.quantizer.ratios() if isinstance(spec.quantizer, ClipSearch) else (1.0,)
+    for ratio in ratios:
+        clipped = amax if ratio == 1 else amax * amax.new_full((), ratio)
+        scales = fmt.scales(clipped, spec)
+        yield scales, fmt.zero_points(clipped, scales, spec)
 
 
 def accuracy(group: tuple[int, int]) -> int:

@@ -43,6 +43,7 @@ def row_errors(
     spec: ScaledWeight,
     workspace: Workspace | None = None,
     *,
+    zero_point: Tensor | None = None,
     checked: bool = True,
 ) -> RowErrors:
     """Errors of a row block, from what is stored; a row's sums depend on that row alone.
@@ -56,24 +57,27 @@ def row_errors(
         fmt: the format of ``spec``.
         spec: how the weight is stored.
         workspace: scratch; its memory is overwritten.
+        zero_point: its zero points, where the format has them.
         checked: false if codes and scales are known to be numbers (see ``WeightFormat.decode``).
 
     Raises:
         NonFinite: a code times its scale is no finite number; carries its row and column.
     """
     error = (workspace or Workspace()).like(weight)
-    fmt.decode(codes, scale, spec, out=error, checked=checked)
+    fmt.decode(codes, scale, spec, out=error, zero_point=zero_point, checked=checked)
     error.sub_(weight)
     found = errors_of(error, weight, scale, spec)
     if not math.isfinite(found.worst_in_scales):
         # Codes are rounded: with a large scale, to more than float32 holds.
-        refuse_non_finite(fmt.decode(codes, scale, spec, checked=False))
+        refuse_non_finite(fmt.decode(codes, scale, spec, zero_point=zero_point, checked=False))
     return found
 
 
 def errors_of(error: Tensor, weight: Tensor, scale: Tensor, spec: ScaledWeight) -> RowErrors:
     """``row_errors`` from ``error``, which is ``float32(w_hat - w)``."""
-    worst = absmax(error, spec.group_shape(*weight.shape)).div_(scale).amax()
+    # A scale of 0 is that of zeros, which are exact.
+    divisor = scale.masked_fill(scale == 0, 1.0)
+    worst = absmax(error, spec.group_shape(*weight.shape)).div_(divisor).amax()
     return RowErrors(sums_of_squares(weight), sums_of_squares(error), float(worst))
 
 

@@ -32,10 +32,12 @@ class Float8Format(ScaledFormat):
         self._smallest_subnormal = info.smallest_normal * 2.0**-mantissa
         self._first_non_finite = first_non_finite
 
-    def _round(self, ratio: Tensor) -> None:
+    def _round(self, ratio: Tensor, zero_point: Tensor | None, group: tuple[int, int]) -> None:
         ratio.clamp_(-self.largest_code, self.largest_code)
 
-    def _unpack(self, codes: Tensor, out: Tensor) -> None:
+    def _unpack(
+        self, codes: Tensor, out: Tensor, zero_point: Tensor | None, group: tuple[int, int]
+    ) -> None:
         if self.code_dtype is torch.float8_e4m3fn:
             _unpack_e4m3fn(codes, out)
         else:
@@ -47,13 +49,14 @@ class Float8Format(ScaledFormat):
         positive, negative = codes.view(torch.int8).amax(), codes.view(torch.uint8).amax()
         return torch.maximum(positive.int(), negative.int() - 0x80)
 
-    def _bound(self, magnitude: Tensor, scale: Tensor) -> Tensor:
+    def _bound(self, weight: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         """``max(min(max(|w| / (2^(m+1) + 1), t s / 2), h s), |w| - Q s)``, plus float32 rounding.
 
         ``m``: stored mantissa bits; the worst relative error is at the tie above a power of two.
         ``t``: the smallest subnormal. ``h``: half the step below the largest code ``Q``. Quotient
         and product each round by ``2^-24`` of at most ``2 |w|``, or of ``s`` where they underflow.
         """
+        magnitude = weight.abs()
         # A tensor on the same device: torch may multiply by the reciprocal of a Python number.
         relative = magnitude / magnitude.new_full((), 2.0 ** (self._mantissa + 1) + 1)
         nearest = torch.maximum(relative, scale * (self._smallest_subnormal / 2))

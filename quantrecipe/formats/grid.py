@@ -60,3 +60,18 @@ def absmax(block: Tensor, group: tuple[int, int]) -> Tensor:
             high = low = view.squeeze(1)
         target[:, 0, :, 0] = torch.maximum(high.amax(2), low.amin(2).neg_()).abs_()
     return grid
+
+
+def extremes(block: Tensor, group: tuple[int, int]) -> Tensor:
+    """The smallest and the largest number of each scaling group; NaN and infinity come through.
+
+    Returns:
+        float32 ``[2, ceil(rows / group[0]), ceil(in / group[1])]``.
+    """
+    rows, columns = block.shape
+    found = block.new_empty((2, -(-rows // group[0]), -(-columns // group[1])))
+    for (view,), target in tiles((block,), found[0], group):
+        target[:, 0, :, 0] = view.amin(1).amin(2)
+    for (view,), target in tiles((block,), found[1], group):
+        target[:, 0, :, 0] = view.amax(1).amax(2)
+    return found

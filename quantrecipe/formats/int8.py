@@ -23,17 +23,19 @@ class Int8Format(ScaledFormat):
     code_dtype = torch.int8
     largest_code = float(_LARGEST)
 
-    def _round(self, ratio: Tensor) -> None:
+    def _round(self, ratio: Tensor, zero_point: Tensor | None, group: tuple[int, int]) -> None:
         ratio.round_().clamp_(-_LARGEST, _LARGEST)
 
-    def _unpack(self, codes: Tensor, out: Tensor) -> None:
+    def _unpack(
+        self, codes: Tensor, out: Tensor, zero_point: Tensor | None, group: tuple[int, int]
+    ) -> None:
         out.copy_(codes)
 
-    def _bound(self, magnitude: Tensor, scale: Tensor) -> Tensor:
+    def _bound(self, weight: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         """``max(s / 2, |w| - Q s) + Q 2^-23 s``.
 
         Half a step, or what the clamp cuts off; the last term is the float32 rounding of the
         quotient and of the product, each at most ``2^-24 Q s``.
         """
-        clipped = magnitude - _LARGEST * scale
+        clipped = weight.abs() - _LARGEST * scale
         return torch.maximum(clipped, scale * 0.5) + _LARGEST * 2.0**-23 * scale

@@ -47,6 +47,7 @@ def decode_block(
     factors: Tensor | None,
     rotation: Hadamard | None,
     workspace: Workspace,
+    zeros: Tensor | None = None,
 ) -> Tensor:
     """A stored block as float32, smoothed, then rotated, in the memory of ``workspace``.
 
@@ -59,7 +60,7 @@ def decode_block(
     else:
         if scales is None:
             raise ValueError("codes without a scale are no numbers")
-        get_format(source).decode(codes, scales, source, out=weight)
+        get_format(source).decode(codes, scales, source, out=weight, zero_point=zeros)
     if factors is not None:
         weight.mul_(factors)
     if rotation is None:
@@ -77,7 +78,9 @@ class BlockSource:
         self._weight = weight
         self._rotation = 0 if rotation is None else rotation.size
         self._kind = kind
-        self._dtype = TORCH_DTYPES[weight.format]
+        self._dtype = TORCH_DTYPES[
+            weight.code_dtype if isinstance(weight, ScaledWeight) else weight.format
+        ]
 
     def arguments(
         self, codes: Tensor, scales: Tensor | None, factors: Tensor | None

@@ -42,7 +42,8 @@ class Proven(NamedTuple):
     """What holding a block to its source found.
 
     Attributes:
-        amax: the source's absolute maximum in each scaling group of the target, a float32 grid.
+        amax: what ``measure`` says of the source in the target's scaling groups: as a rule the
+            absolute maxima, a float32 grid.
         errors: as ``row_errors`` measures them.
         of_bound: the largest ``abs(w_hat - w)`` divided by its bound, slack included, in float64.
         broken: how many elements are beyond theirs.
@@ -73,6 +74,9 @@ class BlockProof(Protocol):
         factors: Tensor | None,
         codes: Tensor,
         scales: Tensor,
+        *,
+        zeros_in: Tensor | None = None,
+        zeros: Tensor | None = None,
     ) -> Proven:
         """Hold the target's codes and scales, as stored, to the source's block.
 
@@ -84,6 +88,8 @@ class BlockProof(Protocol):
                 numbers that the codes were computed from.
             codes: the target's codes.
             scales: the target's scales.
+            zeros_in: the source's zero points, where its format has them.
+            zeros: the target's zero points, where its format has them.
 
         Raises:
             Unrepresentable: a number of the source is none; carries its row and column.
@@ -131,19 +137,22 @@ class PlainProof:
         factors: Tensor | None,
         codes: Tensor,
         scales: Tensor,
+        *,
+        zeros_in: Tensor | None = None,
+        zeros: Tensor | None = None,
     ) -> Proven:
         fmt, target, scratch = self._format, self.target, self._scratch
         weight = decode_block(
-            self.source, codes_in, scales_in, factors, self.rotation, scratch.values
+            self.source, codes_in, scales_in, factors, self.rotation, scratch.values, zeros_in
         )
         amax = fmt.measure(weight, target)
         decoded = scratch.steps.like(weight)
         try:
-            fmt.decode(codes, scales, target, out=decoded)
+            fmt.decode(codes, scales, target, out=decoded, zero_point=zeros)
         except NonFinite as refused:
             raise TargetNonFinite(refused.what, refused.index) from None
         error = decoded.double().sub_(weight).abs_()
-        bound = fmt.bound(weight, codes, scales, target).mul_(SLACK)
+        bound = fmt.bound(weight, codes, scales, target, zero_point=zeros).mul_(SLACK)
         errors = errors_of(decoded.sub_(weight), weight, scales, target)
         return Proven(amax, errors, *_compared(error, bound))
 
@@ -182,6 +191,9 @@ class CompiledProof:
         factors: Tensor | None,
         codes: Tensor,
         scales: Tensor,
+        *,
+        zeros_in: Tensor | None = None,
+        zeros: Tensor | None = None,
     ) -> Proven:
         block = self._source.arguments(codes_in, scales_in, factors)
         if block is not None and self._takes(codes_in, codes, scales):

@@ -49,6 +49,9 @@ class BlockTransform(Protocol):
         codes_out: Tensor,
         scales_out: Tensor,
         importance: Tensor | None = None,
+        *,
+        zeros_in: Tensor | None = None,
+        zeros_out: Tensor | None = None,
     ) -> RowErrors:
         """Decode, multiply by the factors, rotate, choose scales, encode, measure the error.
 
@@ -61,20 +64,36 @@ class BlockTransform(Protocol):
                 scale of the weight, from ``absmax`` over all blocks.
             importance: what each column's squared errors count for the quantizer, float32 ``[in]``;
                 ``None``: all the same.
+            zeros_in: the source's zero points, where its format has them.
+            zeros_out: receives the target's zero points, where its format has them.
 
         Raises:
             NonFinite: a number of the source is none; carries its row and column in the block.
             ScaleOutOfRange: a scale overflows; carries its row and column in ``scales_out``.
         """
 
-    def absmax(self, codes_in: Tensor, scales_in: Tensor | None, factors: Tensor | None) -> Tensor:
+    def absmax(
+        self,
+        codes_in: Tensor,
+        scales_in: Tensor | None,
+        factors: Tensor | None,
+        *,
+        zeros_in: Tensor | None = None,
+    ) -> Tensor:
         """The largest magnitude of the decoded, smoothed and rotated block, float32 ``[1, 1]``.
 
         Raises:
             NonFinite: as above.
         """
 
-    def column_absmax(self, codes_in: Tensor, scales_in: Tensor | None, out: Tensor) -> None:
+    def column_absmax(
+        self,
+        codes_in: Tensor,
+        scales_in: Tensor | None,
+        out: Tensor,
+        *,
+        zeros_in: Tensor | None = None,
+    ) -> None:
         """Raise ``out`` (float32 ``[in]``) to each decoded column's largest magnitude.
 
         A NaN in a column comes through, as does an infinity.
@@ -134,31 +153,75 @@ class PlainTransform:
         codes_out: Tensor,
         scales_out: Tensor,
         importance: Tensor | None = None,
+        *,
+        zeros_in: Tensor | None = None,
+        zeros_out: Tensor | None = None,
     ) -> RowErrors:
-        weight = self._decode(codes_in, scales_in, factors)
+        weight = self._decode(codes_in, scales_in, factors, zeros_in)
         fmt, target, workspace = self._format, self.target, self._scratch.steps
         given = target.granularity == "tensor"
         if not given:
-            scales = choose_scales(
+            scales, zeros = choose_scales(
                 weight, fmt, target, importance, codes=codes_out, workspace=workspace
             )
             scales_out.copy_(scales)
-        fmt.encode(weight, scales_out, target, codes_out, workspace=workspace, checked=given)
+            if zeros is not None and zeros_out is not None:
+                zeros_out.copy_(zeros)
+        fmt.encode(
+            weight,
+            scales_out,
+            target,
+            codes_out,
+            zero_point=zeros_out,
+            workspace=workspace,
+            checked=given,
+        )
         # What has just been encoded are numbers: nothing waits for the device to say so.
-        return row_errors(weight, codes_out, scales_out, fmt, target, workspace, checked=False)
+        return row_errors(
+            weight,
+            codes_out,
+            scales_out,
+            fmt,
+            target,
+            workspace,
+            zero_point=zeros_out,
+            checked=False,
+        )
 
-    def absmax(self, codes_in: Tensor, scales_in: Tensor | None, factors: Tensor | None) -> Tensor:
-        weight = self._decode(codes_in, scales_in, factors)
+    def absmax(
+        self,
+        codes_in: Tensor,
+        scales_in: Tensor | None,
+        factors: Tensor | None,
+        *,
+        zeros_in: Tensor | None = None,
+    ) -> Tensor:
+        weight = self._decode(codes_in, scales_in, factors, zeros_in)
         return self._format.measure(weight, self.target).amax().view(1, 1)
 
-    def column_absmax(self, codes_in: Tensor, scales_in: Tensor | None, out: Tensor) -> None:
-        weight = decode_block(self.source, codes_in, scales_in, None, None, self._scratch.values)
+    def column_absmax(
+        self,
+        codes_in: Tensor,
+        scales_in: Tensor | None,
+        out: Tensor,
+        *,
+        zeros_in: Tensor | None = None,
+    ) -> None:
+        weight = decode_block(
+            self.source, codes_in, scales_in, None, None, self._scratch.values, zeros_in
+        )
         torch.maximum(out, weight.amax(0), out=out)
         torch.maximum(out, weight.amin(0).neg_(), out=out)
 
-    def _decode(self, codes: Tensor, scales: Tensor | None, factors: Tensor | None) -> Tensor:
+    def _decode(
+        self,
+        codes: Tensor,
+        scales: Tensor | None,
+        factors: Tensor | None,
+        zeros: Tensor | None,
+    ) -> Tensor:
         return decode_block(
-            self.source, codes, scales, factors, self.rotation, self._scratch.values
+            self.source, codes, scales, factors, self.rotation, self._scratch.values, zeros
         )
 
 
@@ -192,6 +255,9 @@ class CompiledTransform:
         codes_out: Tensor,
         scales_out: Tensor,
         importance: Tensor | None = None,
+        *,
+        zeros_in: Tensor | None = None,
+        zeros_out: Tensor | None = None,
     ) -> RowErrors:
         block = self._source.arguments(codes_in, scales_in, factors)
         scales = self._scales(codes_in, codes_out, scales_out)
@@ -240,7 +306,14 @@ class CompiledTransform:
         )
         return found
 
-    def absmax(self, codes_in: Tensor, scales_in: Tensor | None, factors: Tensor | None) -> Tensor:
+    def absmax(
+        self,
+        codes_in: Tensor,
+        scales_in: Tensor | None,
+        factors: Tensor | None,
+        *,
+        zeros_in: Tensor | None = None,
+    ) -> Tensor:
         block = self._source.arguments(codes_in, scales_in, factors)
         if block is not None:
             kernels, amax, none = self._kernels, torch.empty(1, 1), np.empty(0)
@@ -260,7 +333,14 @@ class CompiledTransform:
                 return amax
         return self._plain.absmax(codes_in, scales_in, factors)
 
-    def column_absmax(self, codes_in: Tensor, scales_in: Tensor | None, out: Tensor) -> None:
+    def column_absmax(
+        self,
+        codes_in: Tensor,
+        scales_in: Tensor | None,
+        out: Tensor,
+        *,
+        zeros_in: Tensor | None = None,
+    ) -> None:
         block = self._source.arguments(codes_in, scales_in, None)
         if block is not None and takes(out, torch.float32, (codes_in.shape[1],)):
             kind, codes, scales, height, width, *_ = block

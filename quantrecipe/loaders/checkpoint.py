@@ -15,6 +15,7 @@ from quantrecipe.checkpoint import SourceReader, xxh3_128
 from quantrecipe.checkpoint.reading import WritableBuffer
 from quantrecipe.formats import Unrepresentable, cast, dequantize, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.packing import unpack, unpack_down
 from quantrecipe.formats.rotation import rotate_
 from quantrecipe.loaders.values import bad_number
 from quantrecipe.schema.dtypes import PLAIN_DTYPES, PlainDType
@@ -180,10 +181,20 @@ class Checkpoint:
         stored = module.weight
         if isinstance(stored, PlainWeight):
             return codes
+        if "weight" in module.packings:
+            codes = unpack(codes, module.packings["weight"], module.in_features)
         grid = stored.scale_grid(module.out_features, module.in_features)
         scale = self.tensor(module.tensors["weight_scale"]).reshape(grid)
+        zero_point = None
+        if "weight_zero_point" in module.tensors:
+            zero_point = self.tensor(module.tensors["weight_zero_point"])
+            if "weight_zero_point" in module.packings:
+                packing = module.packings["weight_zero_point"]
+                zero_point = unpack_down(zero_point, packing, module.out_features)
+        if "weight_shape" in module.tensors:
+            self._check_shape(module)
         try:
-            values = dequantize(codes, scale, stored)
+            values = dequantize(codes, scale, stored, zero_point=zero_point)
             if module.rotation is not None:
                 values = rotate_(values, module.rotation.size)
             if "smoothing" in module.tensors:
@@ -209,9 +220,14 @@ class Checkpoint:
         return self._digests.get((info.file, info.name))
 
     def codes(self, name: str, part: str | None, start: int, stop: int) -> Tensor:
-        """Rows of a module's weight in the dtype they are stored in, ``[rows, in]``."""
+        """Rows of a module's weight in the dtype of its codes, unpacked: ``[rows, in]``."""
         module = self.module(name, part)
-        return self._slice(module.tensors["weight"], start, (stop - start, module.in_features))
+        info, columns = module.tensors["weight"], module.in_features
+        packing = module.packings.get("weight")
+        if packing is None:
+            return self._slice(info, start, (stop - start, columns))
+        stored = self._slice(info, start, (stop - start, packing.stored(columns)))
+        return unpack(stored, packing, columns)
 
     def scales(self, name: str, part: str | None, start: int, stop: int) -> Tensor:
         """The scales of these rows of a module's weight: the rows of its grid that they need.
@@ -230,6 +246,30 @@ class Checkpoint:
         shape = -(-stop // height) - start // height, columns
         return self._slice(module.tensors["weight_scale"], start // height, shape)
 
+    def zero_points(self, name: str, part: str | None, start: int, stop: int) -> Tensor | None:
+        """The zero points of these rows of a module's weight, uint8 as the grid of their scales.
+
+        ``None`` where its format has none.
+
+        Raises:
+            ValueError: ``start`` is inside rows whose zero points are packed together.
+        """
+        module = self.module(name, part)
+        info, packing = (
+            module.tensors.get("weight_zero_point"),
+            module.packings.get("weight_zero_point"),
+        )
+        if info is None:
+            return None
+        columns = info.shape[1]
+        if packing is None:
+            return self._slice(info, start, (stop - start, columns))
+        if start % packing.codes:
+            raise ValueError(f"rows from {start} on do not begin {packing.codes} packed ones")
+        shape = packing.stored(stop - start), columns
+        stored = self._slice(info, start // packing.codes, shape)
+        return unpack_down(stored, packing, stop - start)
+
     def rows(self, name: str, part: str | None, start: int, stop: int) -> Tensor:
         """Rows of a module's weight as the numbers that are stored, float32 ``[rows, in]``.
 
@@ -246,7 +286,9 @@ class Checkpoint:
         try:
             if isinstance(stored, PlainWeight):
                 return to_float32(codes)
-            return dequantize(codes, self.scales(name, part, start, stop), stored)
+            scales = self.scales(name, part, start, stop)
+            zeros = self.zero_points(name, part, start, stop)
+            return dequantize(codes, scales, stored, zero_point=zeros)
         except Unrepresentable as refused:
             raise InvalidInput(replace(refused.at(info.name, start), file=str(info.file))) from None
 
@@ -259,6 +301,20 @@ class Checkpoint:
         if not buffer:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(buffer, dtype=dtype).view(shape)
+
+    def _check_shape(self, module: StoredModule) -> None:
+        info = module.tensors["weight_shape"]
+        said, is_so = self.tensor(info).tolist(), [module.out_features, module.in_features]
+        if said != is_so:
+            raise InvalidInput(
+                Problem(
+                    "misshaped-weight",
+                    f"it says {said}, and the codes of {module.name!r} are {is_so}",
+                    hint="The file is damaged, or was written by a broken tool.",
+                    file=str(info.file),
+                    tensor=info.name,
+                )
+            )
 
     def _factors(self, info: TensorInfo) -> Tensor:
         factors = self.tensor(info)

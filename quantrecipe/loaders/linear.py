@@ -9,12 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from quantrecipe.formats import get_format
+from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.scaled import SCALE_DTYPES
-from quantrecipe.loaders.kernels import AUTO, activation_key
+from quantrecipe.loaders.kernels import AUTO, LEVEL_DTYPES, activation_key
+from quantrecipe.schema.packings import PACKINGS, Packing, PackingName
 from quantrecipe.schema.schemes import AnyScaledWeight, DynamicActivation, Hadamard
 
-ROLES: Final = ("weight", "weight_scale", "smoothing", "bias")
+ROLES: Final = ("weight", "weight_scale", "weight_zero_point", "smoothing", "bias")
 """The tensors of a module, by role."""
+
+_PACKINGS: Final[Mapping[str, PackingName]] = {
+    "int4": "int32-low-nibble",
+    "nf4": "uint8-high-nibble",
+}
+"""How layout ``quantrecipe`` packs codes of 4 bits."""
 
 
 class QuantizedLinear(nn.Linear):
@@ -22,8 +30,9 @@ class QuantizedLinear(nn.Linear):
 
     Its tensors are parameters without gradients, registered under the names that the layout gives
     them (``wq`` and ``ws``, say), so that ``state_dict`` has the keys of the checkpoint; the
-    attributes ``weight``, ``weight_scale``, ``smoothing`` and ``bias`` are there under any name.
-    Codes, scales and factors keep their dtype whatever the module is cast to; only the bias
+    attributes ``weight``, ``weight_scale``, ``weight_zero_point``, ``smoothing`` and ``bias`` are
+    there under any name. Codes are held as they are stored: packed codes are unpacked in every
+    call. Codes, scales and factors keep their dtype whatever the module is cast to; only the bias
     follows. Gradients flow to the input and to the bias, and past the rounding of activations.
 
     Args:
@@ -35,6 +44,8 @@ class QuantizedLinear(nn.Linear):
         rotation: how activations are rotated after that, as the columns of the weight were.
         bias: whether a bias is added.
         scale_shape: of the scales as stored; the canonical grid by default.
+        packings: how codes and zero points are packed, by role; ``None``: as layout
+            ``quantrecipe`` packs them.
         names: role to the name its tensor is registered under, where that differs.
         kernel: a kernel's name, or ``auto``.
         device: of the (uninitialized) tensors.
@@ -52,6 +63,7 @@ class QuantizedLinear(nn.Linear):
         rotation: Hadamard | None = None,
         bias: bool = True,
         scale_shape: tuple[int, ...] | None = None,
+        packings: Mapping[str, Packing] | None = None,
         names: Mapping[str, str] | None = None,
         kernel: str = AUTO,
         device: torch.device | str | None = None,
@@ -68,11 +80,13 @@ class QuantizedLinear(nn.Linear):
         self._group = list(weight_format.group_shape(out_features, in_features))
         self._activation = activation_key(activation)
         grid = weight_format.scale_grid(out_features, in_features)
-        self._hold(
-            "weight",
-            (out_features, in_features),
-            get_format(weight_format).code_dtype,
-            device,
+        if packings is None:
+            default = _PACKINGS.get(weight_format.format)
+            packings = {} if default is None else {"weight": PACKINGS[default]}
+        self.packings = dict(packings)
+        self._hold_codes("weight", (out_features, in_features), device)
+        self._hold_codes(
+            "weight_zero_point", grid if weight_format.has_zero_points else None, device
         )
         self._hold(
             "weight_scale",
@@ -82,6 +96,18 @@ class QuantizedLinear(nn.Linear):
         )
         self._hold("smoothing", (in_features,) if smoothing else None, torch.float32, device)
         self._hold("bias", (out_features,) if bias else None, dtype, device)
+
+    def _hold_codes(
+        self, role: str, shape: tuple[int, int] | None, device: torch.device | str | None
+    ) -> None:
+        """Codes along rows and zero points along columns, packed where they are."""
+        dtype, packing = get_format(self.weight_format).code_dtype, self.packings.get(role)
+        if packing is not None and shape is not None:
+            rows, columns = shape
+            packed = role == "weight"
+            shape = (rows, packing.stored(columns)) if packed else (packing.stored(rows), columns)
+            dtype = TORCH_DTYPES[packing.dtype]
+        self._hold(role, shape, dtype, device)
 
     def _hold(
         self,
@@ -104,13 +130,23 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def weight(self) -> nn.Parameter:  # type: ignore[override]
-        """The codes, ``[out, in]``."""
+        """The codes, ``[out, in]``, or as many numbers in a row as they are packed into."""
         return cast(nn.Parameter, self._parameters[self._names["weight"]])
 
     @property
     def weight_scale(self) -> nn.Parameter:
         """The scales, in the shape and dtype they are stored in."""
         return cast(nn.Parameter, self._parameters[self._names["weight_scale"]])
+
+    @property
+    def weight_zero_point(self) -> nn.Parameter | None:
+        """The zero points, as they are stored."""
+        return self._parameters[self._names["weight_zero_point"]]
+
+    @property
+    def level_dtype(self) -> torch.dtype:
+        """The dtype of what is multiplied by scales: that of the codes, unless they are packed."""
+        return LEVEL_DTYPES.get(self.weight_format.format, self.weight.dtype)
 
     @property
     def smoothing(self) -> nn.Parameter | None:
@@ -128,7 +164,7 @@ class QuantizedLinear(nn.Linear):
             input = input.to(torch.get_autocast_dtype(input.device.type))
         result: Tensor = torch.ops.quantrecipe.linear(
             input,
-            self.weight,
+            self._levels(),
             self.weight_scale,
             self.smoothing,
             self.bias,
@@ -145,7 +181,24 @@ class QuantizedLinear(nn.Linear):
         Rotated columns stay so.
         """
         result: Tensor = torch.ops.quantrecipe.dequantize(
-            self.weight, self.weight_scale, self._group, dtype
+            self._levels(), self.weight_scale, self._group, dtype
+        )
+        return result
+
+    def _levels(self) -> Tensor:
+        """The weight before it is multiplied by its scales, ``[out, in]``."""
+        packing = self.packings.get("weight")
+        if packing is None:
+            return self.weight
+        zero_packing = self.packings.get("weight_zero_point")
+        result: Tensor = torch.ops.quantrecipe.levels(
+            self.weight,
+            self.weight_zero_point,
+            self.in_features,
+            self._group,
+            self.weight_format.format,
+            packing.name,
+            "" if zero_packing is None else zero_packing.name,
         )
         return result
 

@@ -171,7 +171,7 @@ def _call(
         in_features=module.in_features,
         dtype=dtype,
         device=device,
-        code_dtype=module.weight.dtype,
+        code_dtype=module.level_dtype,
         scale_dtype=module.weight_scale.dtype,
         group=module.weight_format.group_shape(module.out_features, module.in_features),
         activation=activation_key(module.activation),
@@ -226,13 +226,24 @@ def _bad_numbers(loads: list[Load], tensors: list[Tensor]) -> list[Problem]:
             judged.setdefault(load.wanted.device, []).append((load, tensor))
     problems: list[Problem | None] = []
     for pairs in judged.values():
-        good = torch.stack([is_good(tensor) for _, tensor in pairs]).tolist()
+        good = torch.stack(
+            [is_good(tensor, zero=_may_be_zero(load)) for load, tensor in pairs]
+        ).tolist()
         problems += [
-            bad_number(load.role, tensor, load.wanted.info)
+            bad_number(load.role, tensor, load.wanted.info, zero=_may_be_zero(load))
             for (load, tensor), fine in zip(pairs, good, strict=True)
             if not fine
         ]
     return [problem for problem in problems if problem is not None]
+
+
+def _may_be_zero(load: Load) -> bool:
+    module = load.places[0].module
+    return (
+        load.role == "weight_scale"
+        and isinstance(module, QuantizedLinear)
+        and module.weight_format.has_zero_scales
+    )
 
 
 def _set(load: Load, tensor: Tensor) -> None:

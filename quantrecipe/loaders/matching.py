@@ -16,7 +16,7 @@ from quantrecipe.loaders.checkpoint import Checkpoint
 from quantrecipe.loaders.linear import QuantizedLinear
 from quantrecipe.loaders.naming import activations, local_names, plain_names
 from quantrecipe.loaders.placement import Placement
-from quantrecipe.loaders.replacing import PARAMETRIZED, not_replaceable
+from quantrecipe.loaders.replacing import PARAMETRIZED, STORED, not_replaceable
 from quantrecipe.loaders.sites import Held, Model, Place, Site, dotted
 from quantrecipe.loaders.transfer import PIECE, Wanted
 from quantrecipe.schema.dtypes import is_plain
@@ -34,7 +34,7 @@ class Load:
 
     Attributes:
         wanted: what is read, and where to.
-        role: ``weight``, ``weight_scale`` or ``smoothing`` of a quantized module, or ``other``.
+        role: one of ``STORED`` of a quantized module, or ``other``.
         places: one or, where weights are tied, several.
         trainable: whether it will require gradients.
     """
@@ -215,7 +215,9 @@ class _Matching:
         if device is None or made is None:
             return
         self.found.swaps.append(Swap(site, made, stored))
-        for role in ("weight", "weight_scale", "smoothing"):
+        if "weight_shape" in stored.tensors:
+            self.found.left_out.append(stored.tensors["weight_shape"].name)
+        for role in STORED:
             if role not in stored.tensors:
                 continue
             place = Place(made, made.names[role], dotted(site.names[0], made.names[role]), False)
@@ -239,6 +241,7 @@ class _Matching:
             rotation=stored.rotation,
             bias=module._parameters[_bias_name(module)] is not None,
             scale_shape=scale.shape,
+            packings=stored.packings,
             names=local_names(self.checkpoint.layout, self.part, stored),
             kernel=self.kernel,
             device="meta",
@@ -263,7 +266,7 @@ class _Matching:
         for other in copies[1:]:
             if other.rotation != first.rotation:
                 self._differ(other.tensors["weight"], first.tensors["weight"])
-            for role in ("weight", "weight_scale", "smoothing"):
+            for role in STORED:
                 info, same = other.tensors.get(role), first.tensors.get(role)
                 if info is not None and same is not None:
                     self._equal(same, info)
@@ -483,7 +486,12 @@ def _not_a_linear(module: nn.Module, stored: StoredModule) -> tuple[str, str, st
 
 
 def _other_shape(module: nn.Linear, stored: StoredModule) -> tuple[str, str, str | None] | None:
-    shape, wanted = (stored.out_features, stored.in_features), tuple(module.weight.shape)
+    shape = stored.out_features, stored.in_features
+    wanted = (
+        (module.out_features, module.in_features)
+        if isinstance(module, QuantizedLinear)
+        else tuple(module.weight.shape)
+    )
     if shape != wanted:
         message = f"is {list(shape)}, the model's {stored.name!r} is {list(wanted)}"
         return "misshaped-tensor", message, None
@@ -496,6 +504,7 @@ def _alike(old: QuantizedLinear, new: QuantizedLinear) -> bool:
         and old.activation == new.activation
         and old.names == new.names
         and old.weight_scale.shape == new.weight_scale.shape
+        and old.packings == new.packings
         and (old.smoothing is None) == (new.smoothing is None)
         and old.rotation == new.rotation
     )

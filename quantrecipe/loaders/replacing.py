@@ -26,8 +26,8 @@ from quantrecipe.schema.quantization_config import (
 from quantrecipe.schema.schemes import ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
 
-STORED: Final = ("weight", "weight_scale", "smoothing")
-"""What is never cast: codes, scales and factors."""
+STORED: Final = ("weight", "weight_scale", "weight_zero_point", "smoothing")
+"""What is never cast: codes, scales, zero points and factors."""
 
 _COMPARED: Final = 50
 PARAMETRIZED: Final = "Take the parametrization off first (torch.nn.utils.parametrize)."
@@ -222,7 +222,7 @@ def _differences(
 
 
 def is_stored(modules: Collection[str], tensor: str) -> bool:
-    """Whether a tensor is a quantized module's codes, scales or factors, by its dotted name."""
+    """Whether a dotted name is that of codes, scales, zero points or factors of a module."""
     module, _, role = tensor.rpartition(".")
     return role in STORED and module in modules
 

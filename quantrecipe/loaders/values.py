@@ -27,16 +27,22 @@ JUDGED: Final = frozenset(_WORDS)
 """The roles whose numbers have to be positive and finite."""
 
 
-def is_good(tensor: Tensor) -> Tensor:
-    """Whether every number is positive and finite: one bool, on the device."""
-    return torch.isfinite(tensor).logical_and_(tensor > 0).all()
+def is_good(tensor: Tensor, *, zero: bool = False) -> Tensor:
+    """Whether every number is positive (or zero, if that may be) and finite, on the device."""
+    return _good(tensor, zero).all()
 
 
-def bad_number(role: str, tensor: Tensor, info: TensorInfo) -> Problem | None:
+def bad_number(
+    role: str, tensor: Tensor, info: TensorInfo, *, zero: bool = False
+) -> Problem | None:
     """What is wrong with scales or smoothing factors, named by the first such number."""
-    index = first_index(~(torch.isfinite(tensor) & (tensor > 0)))
+    index = first_index(~_good(tensor, zero))
     if index is None:
         return None
     kind, words, hint = _WORDS[role]
     found = f"{float(tensor[index])} at index {list(index)}"
     return Problem(kind, words.format(found), hint=hint, file=str(info.file), tensor=info.name)
+
+
+def _good(tensor: Tensor, zero: bool) -> Tensor:
+    return torch.isfinite(tensor).logical_and_(tensor >= 0 if zero else tensor > 0)

@@ -67,8 +67,8 @@ class Model(BaseModel):
         return value
 
 
-def _exactly(kind: type, expected: str) -> BeforeValidator:
-    """Python holds ``True == 1``; JSON does not."""
+def exactly(kind: type, expected: str) -> BeforeValidator:
+    """For literals: Python holds ``True == 1``; JSON does not."""
 
     def check(value: Any) -> Any:
         if type(value) is not kind:
@@ -79,8 +79,8 @@ def _exactly(kind: type, expected: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-VersionOne = Annotated[Literal[1], _exactly(int, "1")]
-Yes = Annotated[Literal[True], _exactly(bool, "true")]
+VersionOne = Annotated[Literal[1], exactly(int, "1")]
+Yes = Annotated[Literal[True], exactly(bool, "true")]
 
 
 Name = Annotated[str, StringConstraints(pattern=NAME, min_length=1, max_length=128)]

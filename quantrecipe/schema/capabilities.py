@@ -53,6 +53,8 @@ BUILT_IN = Capabilities(
         "int8": frozenset({"tensor", "channel", "group"}),
         "float8_e4m3fn": frozenset({"tensor", "channel", "block"}),
         "float8_e5m2": frozenset({"tensor", "channel", "block"}),
+        "int4": frozenset({"group"}),
+        "nf4": frozenset({"block"}),
     },
     activations=frozenset({"int8", "float8_e4m3fn"}),
     smoothing=frozenset({"online", "fold"}),

@@ -10,7 +10,14 @@ from quantrecipe.schema.foreign_layouts import Sighting
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.name_groups import collapse, natural, skeleton
 from quantrecipe.schema.recognition import Reading
-from quantrecipe.schema.schemes import AnyWeight, Float8Block, Int8Group, ScaledWeight
+from quantrecipe.schema.schemes import (
+    AnyWeight,
+    Float8Block,
+    Int4Group,
+    Int8Group,
+    Nf4,
+    ScaledWeight,
+)
 from quantrecipe.schema.tensors import SourcePart, TensorInfo
 
 
@@ -206,6 +213,10 @@ def granularity_text(weight: AnyWeight) -> str | None:
     """``channel``, ``group 64``, ``block 128x128``; ``None`` without scales."""
     if not isinstance(weight, ScaledWeight):
         return None
+    if isinstance(weight, Int4Group):
+        return f"group {weight.group_size}" + ("" if weight.symmetric else " with zero points")
+    if isinstance(weight, Nf4):
+        return f"block {weight.block_size}"
     if isinstance(weight, Int8Group):
         return f"group {weight.group_size}"
     if isinstance(weight, Float8Block):

@@ -15,6 +15,7 @@ from quantrecipe.schema.base import (
     NonEmpty,
     VersionOne,
 )
+from quantrecipe.schema.packings import PackingName
 from quantrecipe.schema.schemes import (
     GranularityName,
     Hadamard,
@@ -48,6 +49,8 @@ StoredDType = Literal[
     "bfloat16",
     "int8",
     "uint8",
+    "int32",
+    "int64",
     "float8_e4m3fn",
     "float8_e5m2",
 ]
@@ -85,7 +88,11 @@ class TensorTemplate(Model):
 
 
 class CodesTemplate(TensorTemplate):
-    """The numbers of a weight, ``[out, in]``, in the dtype of the format."""
+    """The numbers of a weight, ``[out, in]``, in the dtype of the format, or its codes packed."""
+
+    packing: PackingName | None = None
+    """How the codes of a row share stored numbers; dtype and shape follow from it. Absent: they do
+    not. Formats with codes of 4 bits need one."""
 
 
 class ScalesTemplate(TensorTemplate):
@@ -96,6 +103,23 @@ class ScalesTemplate(TensorTemplate):
 
     shapes: Annotated[dict[GranularityName, Annotated[tuple[Shape, ...], NonEmpty]], NonEmpty]
     """For each granularity the shapes that are read; the first is written."""
+
+
+class ZeroPointsTemplate(TensorTemplate):
+    """The zero points of a weight, ``[out, groups]``, uint8 if they are not packed.
+
+    A layout has a place for weights with and without them, unless it asks for the tensor.
+    """
+
+    packing: PackingName | None = None
+    """How the zero points of a column of groups share stored numbers, from row to row."""
+
+
+class ShapeTemplate(TensorTemplate):
+    """The shape of a packed weight, ``[2]``: out and in features."""
+
+    dtype: Literal["int64"]
+    """The dtype it has."""
 
 
 class SmoothingTemplate(TensorTemplate):
@@ -116,6 +140,12 @@ class ModuleTensors(Model):
 
     weight_scale: ScalesTemplate | None = None
     """Scales, for formats that have them."""
+
+    weight_zero_point: ZeroPointsTemplate | None = None
+    """The codes that stand for 0, for formats that have them."""
+
+    weight_shape: ShapeTemplate | None = None
+    """Out and in features, where the layout writes them beside packed codes."""
 
     smoothing: SmoothingTemplate | None = None
     """Smoothing factors that a loader applies to activations."""
@@ -147,7 +177,7 @@ class Holds(Model):
     """The rotations that it says of a module; a reader that is not told would be wrong."""
 
     block_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
-    """The one block size that granularity ``block`` stands for."""
+    """The one block size that granularity ``block`` stands for; ``[1, 64]`` for nf4."""
 
 
 class LayoutModules(Model):
@@ -159,6 +189,8 @@ class LayoutModules(Model):
     int8: ModuleTensors | None = None
     float8_e4m3fn: ModuleTensors | None = None
     float8_e5m2: ModuleTensors | None = None
+    int4: ModuleTensors | None = None
+    nf4: ModuleTensors | None = None
 
 
 class NameMapping(Model):
@@ -175,9 +207,10 @@ class NameMapping(Model):
 class ConfigFragments(Model):
     """What a layout writes into the ``config.json`` of each part."""
 
-    quantization_config: Literal["quantrecipe"]
+    quantization_config: Literal["quantrecipe", "compressed-tensors"]
     """What ``quantization_config`` says, and to whom. ``quantrecipe``: every module and its scheme,
-    for this project's adapters; see the schema ``quantization_config``."""
+    for this project's adapters; see the schema ``quantization_config``. ``compressed-tensors``: a
+    config group for each scheme, for that package and what is built on it."""
 
 
 class Layout(Model):

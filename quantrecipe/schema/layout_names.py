@@ -16,7 +16,7 @@ from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.schemes import ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
 
-_IN_ROWS: Final = frozenset({"weight", "weight_scale", "bias"})
+_IN_ROWS: Final = frozenset({"weight", "weight_scale", "weight_zero_point", "bias"})
 """Roles of which every piece has rows of its own; it shares the others."""
 
 
@@ -182,6 +182,11 @@ def _unsplittable(module: StoredModule, pieces: int) -> str | None:
         return f"parts of {rows} rows begin inside blocks of {height} rows that share a scale"
     if _row_axis(module.tensors["weight_scale"], weight.scale_grid(*whole)[0]) is None:
         return "its scales are not stored row by row"
+    packing = module.packings.get("weight_zero_point")
+    if packing is not None and rows % packing.codes:
+        return f"parts of {rows} rows begin inside numbers that hold {packing.codes} zero points"
+    if "weight_shape" in module.tensors:
+        return "its shape is stored beside it"
     return None
 
 
@@ -190,6 +195,9 @@ def _slice(module: StoredModule, role: str, info: TensorInfo, start: int, stop: 
     weight, total = module.weight, module.out_features
     if role not in _IN_ROWS or stop - start == total:
         return info
+    if role == "weight_zero_point" and role in module.packings:
+        codes = module.packings[role].codes
+        start, stop, total = start // codes, -(-stop // codes), -(-total // codes)
     if role == "weight_scale":
         assert isinstance(weight, ScaledWeight)
         if weight.granularity == "tensor":

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from types import MappingProxyType
+from typing import Final, get_args
 
 from quantrecipe.schema.dtypes import is_plain
 from quantrecipe.schema.layout import (
     Layout,
     ModuleTensors,
     ScalesTemplate,
+    ShapeTemplate,
     SmoothingTemplate,
     TensorTemplate,
+    ZeroPointsTemplate,
 )
+from quantrecipe.schema.packings import PACKINGS, Packing
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.schemes import (
     AnyScaledWeight,
@@ -21,11 +25,12 @@ from quantrecipe.schema.schemes import (
     Hadamard,
     PlainWeight,
     ScaledFormatName,
+    ScaledWeight,
 )
 from quantrecipe.schema.stored_weights import stored_weight
 from quantrecipe.schema.tensors import SourcePart, TensorInfo
 
-SCALED_FORMATS: Final[tuple[ScaledFormatName, ...]] = ("int8", "float8_e4m3fn", "float8_e5m2")
+SCALED_FORMATS: Final[tuple[ScaledFormatName, ...]] = get_args(ScaledFormatName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class StoredModule:
         weight: how the weight is stored.
         tensors: what it consists of, by role.
         renamed_from: what the checkpoint calls it, where a target layout's names were applied.
+        packings: how codes and zero points are packed, by role; those that are not are left out.
         rotation: what its columns are rotated by. Names and shapes do not show it: a lock, a recipe
             or a ``config.json`` says it.
     """
@@ -48,6 +54,7 @@ class StoredModule:
     weight: AnyWeight
     tensors: Mapping[str, TensorInfo]
     renamed_from: str | None = None
+    packings: Mapping[str, Packing] = field(default_factory=lambda: MappingProxyType({}))
     rotation: Hadamard | None = None
 
     @property
@@ -129,13 +136,17 @@ class _Reading:
         )
 
     def _read_scaled(self, scaled: ScaledFormatName, templates: ModuleTensors) -> None:
+        packed = packings(templates)
+        packing = packed.get("weight")
         for name, info in self._weights(templates):
-            if info.dtype != scaled or len(info.shape) != 2:
+            if info.dtype != (packing.dtype if packing else scaled) or len(info.shape) != 2:
                 continue
+            rows, columns = info.shape
+            shape = (rows, columns * packing.codes) if packing else (rows, columns)
             # Claimed even when a scale is missing: one problem a module is enough.
-            tensors = self._tensors_of(name, info, templates)
-            weight = self._scaled_weight(scaled, templates.weight_scale, name, tensors)
-            self._add(name, weight, tensors)
+            tensors = self._tensors_of(name, info, templates, shape)
+            weight = self._scaled_weight(scaled, templates.weight_scale, name, tensors, shape)
+            self._add(name, weight, tensors, shape, packed)
 
     def _read_plain(self, templates: ModuleTensors) -> None:
         for name, info in self._weights(templates):
@@ -144,7 +155,9 @@ class _Reading:
             if self._is_transposed(name, info, templates):
                 continue
             weight = PlainWeight.model_validate({"format": info.dtype})
-            self._add(name, weight, self._tensors_of(name, info, templates))
+            rows, columns = info.shape
+            tensors = self._tensors_of(name, info, templates, (rows, columns))
+            self._add(name, weight, tensors, (rows, columns), {})
 
     def _is_transposed(self, name: str, weight: TensorInfo, templates: ModuleTensors) -> bool:
         """Whether the bias says ``[in, out]``, as in GPT-2: no module, so it passes through."""
@@ -152,7 +165,14 @@ class _Reading:
         rows, columns = weight.shape
         return bias is not None and bias.shape == (columns,) != (rows,)
 
-    def _add(self, name: str, weight: AnyWeight | None, tensors: Mapping[str, TensorInfo]) -> None:
+    def _add(
+        self,
+        name: str,
+        weight: AnyWeight | None,
+        tensors: Mapping[str, TensorInfo],
+        shape: tuple[int, int],
+        packed: Mapping[str, Packing],
+    ) -> None:
         info = tensors["weight"]
         if weight is None:
             self.broken.add(name)
@@ -165,8 +185,8 @@ class _Reading:
                 "One of them is left over from another build; applying either would be a guess.",
             )
         else:
-            out_features, in_features = info.shape
-            self.modules[name] = StoredModule(name, out_features, in_features, weight, tensors)
+            mine = {role: each for role, each in packed.items() if role in tensors}
+            self.modules[name] = StoredModule(name, *shape, weight, tensors, packings=mine)
 
     def _weights(self, templates: ModuleTensors) -> Iterator[tuple[str, TensorInfo]]:
         """Tensors that the weight template reads, with the module's name."""
@@ -177,15 +197,15 @@ class _Reading:
                     yield name, info
 
     def _tensors_of(
-        self, name: str, weight: TensorInfo, templates: ModuleTensors
+        self, name: str, weight: TensorInfo, templates: ModuleTensors, shape: tuple[int, int]
     ) -> Mapping[str, TensorInfo]:
-        """What belongs to the module with this weight, by role; all of it claimed."""
+        """What belongs to the module with this weight ``shape``, by role; all of it claimed."""
         tensors = {"weight": weight}
         for role, template in roles(templates):
             info = self._find(name, template)
             if info is not None:
                 tensors[role] = info
-                self._check_role(role, template, name, weight, info)
+                self._check_role(role, template, name, shape, info)
             elif not template.optional and role != "weight_scale":
                 self._problem(
                     f"missing-{role.replace('_', '-')}",
@@ -198,24 +218,38 @@ class _Reading:
         return tensors
 
     def _check_role(
-        self, role: str, template: TensorTemplate, name: str, weight: TensorInfo, info: TensorInfo
+        self,
+        role: str,
+        template: TensorTemplate,
+        name: str,
+        shape: tuple[int, int],
+        info: TensorInfo,
     ) -> None:
-        out_features, in_features = weight.shape
-        expected = {"bias": (out_features,), "smoothing": (in_features,)}.get(role)
+        out_features, in_features = shape
+        expected = {
+            "bias": (out_features,),
+            "smoothing": (in_features,),
+            "weight_shape": (2,),
+        }.get(role)
+        kind, words = role.replace("_", "-"), role.replace("_", " ")
         if expected is not None and info.shape != expected:
             self._problem(
-                f"misshaped-{role}",
-                f"the {role} of {name!r} has shape {list(info.shape)}, "
-                f"but its weight {list(weight.shape)} asks for {list(expected)}",
+                f"misshaped-{kind}",
+                f"the {words} of {name!r} has shape {list(info.shape)}, "
+                f"but its weight {list(shape)} asks for {list(expected)}",
                 info,
             )
-        wanted = template.dtype if isinstance(template, SmoothingTemplate) else "a plain dtype"
-        if (role == "smoothing" and info.dtype != wanted) or (
-            role == "bias" and not is_plain(info.dtype)
-        ):
+        wanted = "a plain dtype"
+        if isinstance(template, SmoothingTemplate | ShapeTemplate):
+            wanted = template.dtype
+        elif isinstance(template, ZeroPointsTemplate):
+            wanted = zero_point_dtype(template)
+        if (
+            role in ("smoothing", "weight_shape", "weight_zero_point") and info.dtype != wanted
+        ) or (role == "bias" and not is_plain(info.dtype)):
             self._problem(
-                f"mistyped-{role}",
-                f"the {role} of {name!r} is {info.dtype}, expected {wanted}",
+                f"mistyped-{kind}",
+                f"the {words} of {name!r} is {info.dtype}, expected {wanted}",
                 info,
             )
 
@@ -241,12 +275,14 @@ class _Reading:
         template: ScalesTemplate | None,
         name: str,
         tensors: Mapping[str, TensorInfo],
+        weight_shape: tuple[int, int],
     ) -> AnyScaledWeight | None:
         weight, scale, holds = (
             tensors["weight"],
             tensors.get("weight_scale"),
             self.layout.holds.get(scaled),
         )
+        zero_point = tensors.get("weight_zero_point")
         if template is None or scale is None or holds is None:
             wanted = f" {self._named(template, name)!r}" if template is not None else ""
             self._problem(
@@ -263,7 +299,9 @@ class _Reading:
                 scale,
             )
             return None
-        found = stored_weight(scaled, template, holds, scale, weight)
+        found = stored_weight(
+            scaled, template, holds, scale, weight_shape, zero_points=zero_point is not None
+        )
         if found is None:
             shapes = " or ".join(
                 f"[{', '.join(map(str, shape))}] ({granularity})"
@@ -272,10 +310,23 @@ class _Reading:
             )
             self._problem(
                 "misshaped-scale",
-                f"scale of shape {list(scale.shape)} for a weight of shape {list(weight.shape)}; "
+                f"scale of shape {list(scale.shape)} for a weight of shape {list(weight_shape)}; "
                 f"layout {self.layout.name!r} reads {shapes}",
                 scale,
             )
+            return None
+        if zero_point is not None:
+            templates: ModuleTensors = getattr(self.layout.modules, scaled)
+            assert templates.weight_zero_point is not None
+            expected = zero_point_shape(templates.weight_zero_point, found, weight_shape)
+            if zero_point.shape != expected:
+                self._problem(
+                    "misshaped-weight-zero-point",
+                    f"the weight zero point of {name!r} has shape {list(zero_point.shape)}, but "
+                    f"its weight {list(weight_shape)} asks for {list(expected)}",
+                    zero_point,
+                )
+                return None
         return found
 
     def _read_others(self) -> Iterator[tuple[str, TensorInfo]]:
@@ -330,10 +381,34 @@ class _Reading:
         )
 
 
+def packings(templates: ModuleTensors) -> Mapping[str, Packing]:
+    """How the tensors of a module are packed, by role; those that are not are left out."""
+    named = {"weight": templates.weight.packing}
+    if templates.weight_zero_point is not None:
+        named["weight_zero_point"] = templates.weight_zero_point.packing
+    return {role: PACKINGS[name] for role, name in named.items() if name is not None}
+
+
+def zero_point_dtype(template: ZeroPointsTemplate) -> str:
+    """What zero points are stored in."""
+    return "uint8" if template.packing is None else PACKINGS[template.packing].dtype
+
+
+def zero_point_shape(
+    template: ZeroPointsTemplate, weight: ScaledWeight, shape: tuple[int, int]
+) -> tuple[int, int]:
+    """What shape the zero points of a weight ``shape`` are stored in."""
+    rows, columns = weight.scale_grid(*shape)
+    packing = None if template.packing is None else PACKINGS[template.packing]
+    return (rows if packing is None else packing.stored(rows)), columns
+
+
 def roles(templates: ModuleTensors) -> Iterator[tuple[str, TensorTemplate]]:
     """The tensors that a module may have beside its weight, by role."""
     candidates: tuple[tuple[str, TensorTemplate | None], ...] = (
         ("weight_scale", templates.weight_scale),
+        ("weight_zero_point", templates.weight_zero_point),
+        ("weight_shape", templates.weight_shape),
         ("smoothing", templates.smoothing),
         ("bias", templates.bias),
         ("input_scale", templates.input_scale),

@@ -7,14 +7,17 @@ from types import MappingProxyType
 from typing import Any, Final, get_args
 
 from quantrecipe.schema.layout import DimName
+from quantrecipe.schema.packings import PACKINGS, Packing
 from quantrecipe.schema.parsed import child
 from quantrecipe.schema.problems import Problem
-from quantrecipe.schema.schemes import ScaledFormatName
+from quantrecipe.schema.schemes import PACKED_FORMATS, ScaledFormatName
 
 Object = Mapping[str, Any]
 
 SCALED: Final[tuple[str, ...]] = get_args(ScaledFormatName)
 _DIM_NAMES: Final = frozenset(get_args(DimName))
+_WITH_ZEROS: Final = ("int4",)
+_PACKINGS: Final[Mapping[str, Packing]] = {str(name): each for name, each in PACKINGS.items()}
 
 # The named dimensions that the scales of a granularity need: no more, or their number would not
 # follow from the shape of the weight; no fewer, or they would not fit in.
@@ -28,7 +31,7 @@ _DIMS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
 )
 
 # What ``quantization_config`` leaves unsaid, because it is always so.
-_CONFIG_NAMES: Final = ("weight", "weight_scale", "smoothing", "bias")
+_CONFIG_NAMES: Final = ("weight", "weight_scale", "weight_zero_point", "smoothing", "bias")
 _CONFIG_SHAPES: Final[Mapping[str, list[str | int]]] = MappingProxyType(
     {
         "tensor": [],
@@ -66,9 +69,11 @@ def layout_problems(layout: Object, pointer: str = "") -> Iterator[Problem]:
             )
         if isinstance(tensors, dict):
             yield from _scales(tensors, name, here)
+            yield from _packing(tensors, name, here)
         if isinstance(tensors, dict) and isinstance(held, dict):
             yield from _granularity(tensors, held, here)
             yield from _smoothing(tensors, held, child(f"{pointer}/holds", name), here)
+    yield from _alike(modules, f"{pointer}/modules")
     if _table(_table(modules, "plain"), "weight_scale"):
         yield Problem(
             "scales-of-plain",
@@ -83,7 +88,7 @@ def layout_problems(layout: Object, pointer: str = "") -> Iterator[Problem]:
     for name, tensors in modules.items():
         if isinstance(tensors, dict):
             yield from _names(tensors, child(f"{pointer}/modules", name))
-    if isinstance(layout.get("config"), dict):
+    if _table(layout, "config").get("quantization_config") == "quantrecipe":
         yield from _config(layout, pointer)
     yield from _mappings(layout.get("names"), f"{pointer}/names")
 
@@ -114,6 +119,48 @@ def _scales(tensors: Object, name: str, pointer: str) -> Iterator[Problem]:
             if isinstance(shape, list):
                 where = f"{child(f'{pointer}/weight_scale/shapes', granularity)}/{index}"
                 yield from _shape(shape, granularity, where)
+
+
+def _packing(tensors: Object, name: str, pointer: str) -> Iterator[Problem]:
+    """Codes of 4 bits are packed, others are not; zero points are those of int4."""
+    packed = _table(tensors, "weight").get("packing") is not None
+    if packed != (name in PACKED_FORMATS):
+        yield Problem(
+            "packing-mismatch",
+            f"codes of {name} " + ("fill a byte each" if packed else "have 4 bits"),
+            "Take 'packing' out." if packed else "Say with 'packing' how they share numbers.",
+            pointer=f"{pointer}/weight" + ("/packing" if packed else ""),
+        )
+    for role, formats in (("weight_zero_point", _WITH_ZEROS), ("weight_shape", PACKED_FORMATS)):
+        if tensors.get(role) is not None and name not in formats:
+            yield Problem(
+                "role-without-use",
+                f"a weight in {name} has no {role.replace('weight_', '').replace('_', ' ')} "
+                "beside its codes",
+                "Take it out.",
+                pointer=f"{pointer}/{role}",
+            )
+
+
+def _alike(modules: Object, pointer: str) -> Iterator[Problem]:
+    """Two formats whose weights nothing but their numbers would tell apart."""
+    seen: dict[tuple[str, str], str] = {}
+    for name in PACKED_FORMATS:
+        weight = _table(_table(modules, name), "weight")
+        called, packing = weight.get("name"), weight.get("packing")
+        if not isinstance(called, str) or not isinstance(packing, str):
+            continue
+        if packing not in _PACKINGS:
+            continue
+        first = seen.setdefault((called, _PACKINGS[packing].dtype), name)
+        if first != name:
+            yield Problem(
+                "formats-alike",
+                f"weights in {first} and in {name} have the same names and the same dtype, so "
+                "nobody could tell which is which",
+                "Give one of them another name or another packing.",
+                pointer=f"{child(pointer, name)}/weight",
+            )
 
 
 def _shape(shape: list[Any], granularity: str, pointer: str) -> Iterator[Problem]:
@@ -179,11 +226,13 @@ def _block_size(held: Object, pointer: str) -> Iterator[Problem]:
 
 
 def _rotation(layout: Object, held: Object, pointer: str) -> Iterator[Problem]:
-    if held.get("rotation") and layout.get("config") is None:
+    said = _table(layout, "config").get("quantization_config")
+    if held.get("rotation") and said != "quantrecipe":
         yield Problem(
             "rotation-unsaid",
             "nothing in the layout tells a reader which modules are rotated",
-            "Add 'config' to the layout, or take the rotation out of 'holds'.",
+            'Add "config": {"quantization_config": "quantrecipe"}, or take the rotation out of '
+            "'holds'.",
             pointer=f"{pointer}/rotation",
         )
 

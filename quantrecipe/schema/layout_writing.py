@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from typing import Final
 
 from quantrecipe.schema.layout import Layout, ModuleTensors, Shape
-from quantrecipe.schema.layout_reading import fill_template, roles
+from quantrecipe.schema.layout_reading import (
+    fill_template,
+    packings,
+    roles,
+    zero_point_dtype,
+    zero_point_shape,
+)
 from quantrecipe.schema.lock import Role
+from quantrecipe.schema.packings import Packing
 from quantrecipe.schema.schemes import (
     AnyWeight,
-    Float8Block,
     Hadamard,
-    Int8Group,
     PlainWeight,
     ScaledWeight,
     SmoothQuant,
@@ -52,10 +57,11 @@ def refusal(
             f"layout {layout.name!r} has no place for {name} scales of granularity {granularity!r}",
             f"It holds: {', '.join(holds.granularity)}.",
         )
-    if isinstance(weight, Float8Block) and weight.block_size != holds.block_size:
+    block = weight.group_shape(0, 0) if granularity == "block" else None
+    if block is not None and block != holds.block_size:
         fixed = list(holds.block_size) if holds.block_size else "no block size"
         return (
-            f"layout {layout.name!r} cannot say block_size {list(weight.block_size)}",
+            f"layout {layout.name!r} cannot say block_size {list(block)}",
             f"A block there is {fixed}.",
         )
     templates: ModuleTensors | None = getattr(layout.modules, name)
@@ -65,6 +71,11 @@ def refusal(
         return (
             f"layout {layout.name!r} has no place for {name} scales in {weight.scale_dtype}",
             f"It holds: {', '.join(templates.weight_scale.dtypes)}.",
+        )
+    if weight.has_zero_points and templates.weight_zero_point is None:
+        return (
+            f"layout {layout.name!r} has no place for zero points of {name}",
+            'Set "symmetric": true, or choose another layout.',
         )
     if smoothing is not None and smoothing.apply == "online" and "online" not in holds.smoothing:
         return (
@@ -112,15 +123,28 @@ def module_tensors(
         return fill_template(template, part, "module", module)
 
     templates = _templates(layout, weight)
-    found: dict[Role, OutputTensor] = {
-        "weight": OutputTensor(named(templates.weight.name), weight.format, shape)
-    }
+    packing = packings(templates).get("weight")
+    found: dict[Role, OutputTensor] = {}
+    if packing is None:
+        found["weight"] = OutputTensor(named(templates.weight.name), weight.format, shape)
+    else:
+        packed = shape[0], packing.stored(shape[1])
+        found["weight"] = OutputTensor(named(templates.weight.name), packing.dtype, packed)
     if isinstance(weight, ScaledWeight):
         template = templates.weight_scale
         assert template is not None
         stored = template.shapes[weight.granularity][0]
         found["weight_scale"] = OutputTensor(
             named(template.name), weight.scale_dtype, _fill_shape(stored, shape, weight)
+        )
+        zeros = templates.weight_zero_point
+        if weight.has_zero_points and zeros is not None:
+            found["weight_zero_point"] = OutputTensor(
+                named(zeros.name), zero_point_dtype(zeros), zero_point_shape(zeros, weight, shape)
+            )
+    if templates.weight_shape is not None:
+        found["weight_shape"] = OutputTensor(
+            named(templates.weight_shape.name), templates.weight_shape.dtype, (2,)
         )
     if smoothing:
         assert templates.smoothing is not None
@@ -130,6 +154,31 @@ def module_tensors(
     if bias is not None and templates.bias is not None:
         found["bias"] = OutputTensor(named(templates.bias.name), bias.dtype, bias.shape)
     return found
+
+
+def packings_of(layout: Layout, weight: AnyWeight) -> Mapping[str, Packing]:
+    """How ``layout`` packs the tensors of such a module, by role."""
+    found = dict(packings(_templates(layout, weight)))
+    if not isinstance(weight, ScaledWeight) or not weight.has_zero_points:
+        found.pop("weight_zero_point", None)
+    return found
+
+
+def shape_of_codes(layout: Layout, weight: AnyWeight, stored: tuple[int, int]) -> tuple[int, int]:
+    """Out and in features of a weight whose numbers, or packed codes, have the shape ``stored``."""
+    packing = packings(_templates(layout, weight)).get("weight")
+    return stored[0], stored[1] * (1 if packing is None else packing.codes)
+
+
+def unpackable(layout: Layout, weight: AnyWeight, in_features: int) -> str | None:
+    """Why rows of this many codes cannot be packed as ``layout`` does, or ``None``."""
+    packing = packings(_templates(layout, weight)).get("weight")
+    if packing is None or in_features % packing.codes == 0:
+        return None
+    return (
+        f"its {in_features} input features do not fill {packing.dtype} numbers of "
+        f"{packing.codes} codes each, as layout {layout.name!r} packs them"
+    )
 
 
 def has_place_for_bias(layout: Layout, weight: AnyWeight) -> bool:
@@ -148,7 +197,9 @@ def missing_role(
         smoothing: whether factors are stored with it.
         bias: whether it has a bias.
     """
-    written = {"weight_scale"} | ({"smoothing"} if smoothing else set())
+    written = {"weight_scale", "weight_shape"} | ({"smoothing"} if smoothing else set())
+    if isinstance(weight, ScaledWeight) and weight.has_zero_points:
+        written.add("weight_zero_point")
     written |= {"bias"} if bias else set()
     for role, template in roles(_templates(layout, weight)):
         if role not in written and not template.optional:
@@ -184,8 +235,8 @@ def _fill_shape(
     out_features, in_features = weight_shape
     rows, columns = weight.scale_grid(out_features, in_features)
     dims: dict[str, int] = {"out": out_features, "in": in_features}
-    if isinstance(weight, Int8Group):
+    if weight.granularity == "group":
         dims["groups"] = columns
-    if isinstance(weight, Float8Block):
+    if weight.granularity == "block":
         dims |= {"row_blocks": rows, "column_blocks": columns}
     return tuple(dims[dim] if isinstance(dim, str) else dim for dim in shape)

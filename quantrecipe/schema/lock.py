@@ -22,7 +22,9 @@ LOCK_NAME = "recipe.lock.json"
 RECIPE_NAME = "recipe.json"
 """The copy of the recipe beside the lock."""
 
-Role = Literal["weight", "weight_scale", "smoothing", "bias", "other"]
+Role = Literal[
+    "weight", "weight_scale", "weight_zero_point", "weight_shape", "smoothing", "bias", "other"
+]
 Disposition = Literal["quantized", "protected", "passthrough"]
 
 

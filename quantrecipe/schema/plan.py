@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from quantrecipe.schema.folds import FoldSite
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.lock import Disposition, Role
+from quantrecipe.schema.packings import Packing
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.schemes import AnyWeight, DynamicActivation, Hadamard, SmoothQuant
@@ -58,6 +60,7 @@ class PlannedModule:
         outputs: what it is stored as, by role.
         multiplied: whether its columns are multiplied by factors that are folded elsewhere.
         divided: whether rows of it are divided by factors that are folded into it.
+        packings: how codes and zero points are packed there, by role.
     """
 
     part: str
@@ -75,6 +78,7 @@ class PlannedModule:
     outputs: Mapping[Role, PlannedTensor]
     multiplied: bool = False
     divided: bool = False
+    packings: Mapping[str, Packing] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def nbytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
@@ -12,7 +12,9 @@ from quantrecipe.schema.layout_writing import (
     missing_role,
     module_tensors,
     other_name,
+    packings_of,
     refusal,
+    unpackable,
 )
 from quantrecipe.schema.lock import Disposition, Role
 from quantrecipe.schema.plan import PlannedModule
@@ -82,6 +84,7 @@ class Drafter:
             smoothing=_stores_factors(planned),
             bias=OutputTensor(bias.name, bias.dtype, bias.shape) if bias is not None else None,
         )
+        planned = replace(planned, packings=packings_of(self.target, planned.weight))
         return Draft(part, name, file, planned, None, outputs)
 
     def _decide(
@@ -126,6 +129,7 @@ class Drafter:
             or _shape(module)
             or _rotated(module)
             or self._format(module)
+            or self._packing(module)
             or self._roles(module)
         )
 
@@ -145,6 +149,21 @@ class Drafter:
         if refused is None:
             return None
         return Problem("target-cannot-hold", refused[0], hint=refused[1], pointer=pointer)
+
+    def _packing(self, module: PlannedModule) -> Problem | None:
+        source = module.source
+        reason = unpackable(self.target, module.weight, source.in_features)
+        if reason is not None:
+            return _shape_refused(module, reason)
+        if not module.copied or module.source.packings == packings_of(self.target, module.weight):
+            return None
+        return Problem(
+            "target-cannot-hold",
+            f"layout {self.target.name!r} packs codes of {module.weight.format} in another way "
+            "than the source, and they pass through as they are",
+            hint="Set target.passthrough_dtype to a plain dtype.",
+            pointer="/target/passthrough_dtype",
+        )
 
     def _roles(self, module: PlannedModule) -> Problem | None:
         bias = "bias" in module.source.tensors
@@ -188,8 +207,11 @@ def _shape(module: PlannedModule) -> Problem | None:
     empty = 0 in (source.out_features, source.in_features)
     if reason is None and empty and isinstance(module.weight, ScaledWeight):
         reason = "it is empty"
-    if reason is None:
-        return None
+    return None if reason is None else _shape_refused(module, reason)
+
+
+def _shape_refused(module: PlannedModule, reason: str) -> Problem:
+    source = module.source
     return Problem(
         "shape-refused",
         f"a weight of shape [{source.out_features}, {source.in_features}] cannot be stored as "

@@ -77,5 +77,6 @@ def same_numbers(one: AnyWeight, other: AnyWeight, shape: tuple[int, int]) -> bo
     """
     if isinstance(one, ScaledWeight) and isinstance(other, ScaledWeight):
         alike = (one.format, one.scale_dtype) == (other.format, other.scale_dtype)
+        alike = alike and one.has_zero_points == other.has_zero_points
         return alike and one.scale_grid(*shape) == other.scale_grid(*shape)
     return one == other

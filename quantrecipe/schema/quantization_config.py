@@ -16,18 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, ValidationError
+from pydantic import ValidationError
 
 from quantrecipe.schema.base import Model, Name, NonEmpty, VersionOne
 from quantrecipe.schema.messages import is_echo, problem_of
 from quantrecipe.schema.parsed import capped, describe, join
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import (
+    AnyQuantizedWeight,
     AnyWeight,
     DynamicActivation,
-    Float8Weight,
     Hadamard,
-    Int8Weight,
     ScaledWeight,
 )
 
@@ -38,7 +37,7 @@ CONFIG_KEY: Final = "quantization_config"
 class ConfigScheme(Model):
     """How a module is stored and computed."""
 
-    weight: Annotated[Int8Weight | Float8Weight, Discriminator("format")]
+    weight: AnyQuantizedWeight
     """How weights are stored, as in a recipe."""
 
     activation: DynamicActivation | None = None
@@ -102,10 +101,7 @@ def quantization_config(modules: Iterable[ConfiguredModule]) -> dict[str, Any] |
     Args:
         modules: of the part, in any order; plain ones are looked past.
     """
-    found: dict[str, list[ConfiguredModule]] = {}
-    for module in sorted(modules, key=lambda module: (module.scheme is None, module.name)):
-        if isinstance(module.weight, ScaledWeight):
-            found.setdefault(module.scheme or _kept(module.weight, found), []).append(module)
+    found = by_scheme(modules)
     if not found:
         return None
     config = QuantizationConfig(
@@ -131,6 +127,15 @@ def quantization_config(modules: Iterable[ConfiguredModule]) -> dict[str, Any] |
     )
     # Whole: a reader needs no defaults but those that it is told.
     return config.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def by_scheme(modules: Iterable[ConfiguredModule]) -> dict[str, list[ConfiguredModule]]:
+    """The quantized ones of these modules, sorted, by the name of their scheme."""
+    found: dict[str, list[ConfiguredModule]] = {}
+    for module in sorted(modules, key=lambda module: (module.scheme is None, module.name)):
+        if isinstance(module.weight, ScaledWeight):
+            found.setdefault(module.scheme or _kept(module.weight, found), []).append(module)
+    return found
 
 
 def parse_quantization_config(value: Any) -> QuantizationConfig:

@@ -7,20 +7,31 @@ plan needs that from headers alone. How numbers become codes lives in ``quantrec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from quantrecipe.schema.base import Model, NonEmpty, SourcePath, Yes
+from quantrecipe.schema.base import Model, NonEmpty, SourcePath, Yes, exactly
 from quantrecipe.schema.dtypes import PlainDType
 
 Float8Name = Literal["float8_e4m3fn", "float8_e5m2"]
 ScaleDType = Literal["float32", "float16", "bfloat16"]
 GranularityName = Literal["tensor", "channel", "group", "block"]
 FormatName = Literal[
-    "float64", "float32", "float16", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2"
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "int4",
+    "nf4",
 ]
-ScaledFormatName = Literal["int8", "float8_e4m3fn", "float8_e5m2"]
+ScaledFormatName = Literal["int8", "float8_e4m3fn", "float8_e5m2", "int4", "nf4"]
+PACKED_FORMATS: Final[tuple[ScaledFormatName, ...]] = ("int4", "nf4")
+"""Formats whose codes are smaller than a byte: every layout says how it packs them."""
+
 SmoothingPlacement = Literal["online", "fold"]
 
 
@@ -84,6 +95,21 @@ class ScaledWeight(Model):
     quantizer: Quantizer = Absmax(kind="absmax")
     """How scales are chosen. It never changes what a reader must know."""
 
+    @property
+    def code_dtype(self) -> str:
+        """The dtype of one code in memory; a layout may pack several into one stored number."""
+        return self.format
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether every scale has a zero point beside it: the code that stands for 0."""
+        return False
+
+    @property
+    def has_zero_scales(self) -> bool:
+        """Whether a group of zeros has scale 0; elsewhere no scale is 0."""
+        return False
+
     def scale_grid(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Scales along out and in: that of ``w[o, i]`` is ``grid[o // rows, i // columns]``."""
         rows, columns = self.group_shape(out_features, in_features)
@@ -143,11 +169,7 @@ class Int8Group(_Int8, ScaledWeight):
         return 1, self.group_size
 
     def refuses(self, out_features: int, in_features: int) -> str | None:
-        if in_features % self.group_size:
-            return (
-                f"its {in_features} input features are no multiple of group_size {self.group_size}"
-            )
-        return None
+        return _whole_groups(in_features, self.group_size, "group_size")
 
 
 class _Float8(Model):
@@ -179,10 +201,90 @@ class Float8Block(_Float8, ScaledWeight):
         return self.block_size
 
 
+class Int4Group(ScaledWeight):
+    """int4, one scale for each run of ``group_size`` input columns in a row."""
+
+    format: Literal["int4"]
+    """Codes 0 to 15. Symmetric: 8 stands for zero, and 1 to 15 are written."""
+
+    granularity: Literal["group"]
+    """One scale for each group of columns in each row."""
+
+    group_size: Annotated[int, Field(ge=1, le=1 << 20)]
+    """Columns that share a scale; divides the number of input features."""
+
+    symmetric: bool = True
+    """Whether zero is code 8 everywhere; otherwise each group has a zero point, a code too."""
+
+    @property
+    def code_dtype(self) -> str:
+        return "uint8"
+
+    @property
+    def has_zero_points(self) -> bool:
+        return not self.symmetric
+
+    def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        return 1, self.group_size
+
+    def refuses(self, out_features: int, in_features: int) -> str | None:
+        return _whole_groups(in_features, self.group_size, "group_size")
+
+
+class Nf4(ScaledWeight):
+    """nf4, one scale for each run of ``block_size`` input columns in a row."""
+
+    format: Literal["nf4"]
+    """Codes 0 to 15: the quantiles of a normal distribution that QLoRA chose (arXiv 2305.14314),
+    from -1 to 1."""
+
+    granularity: Literal["block"]
+    """One scale, the absolute maximum, for each block."""
+
+    block_size: Annotated[Literal[64], exactly(int, "64")]
+    """Numbers that share a scale, counted row after row as bitsandbytes does; it divides the number
+    of input features, so that no block goes on in the next row."""
+
+    scale_dtype: Literal["float32"] = "float32"
+    """The dtype scales are stored in."""
+
+    @property
+    def code_dtype(self) -> str:
+        return "uint8"
+
+    @property
+    def has_zero_scales(self) -> bool:
+        return True
+
+    def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        return 1, self.block_size
+
+    def refuses(self, out_features: int, in_features: int) -> str | None:
+        return _whole_groups(in_features, self.block_size, "block_size")
+
+
+def _whole_groups(in_features: int, size: int, name: str) -> str | None:
+    if in_features % size:
+        return f"its {in_features} input features are no multiple of {name} {size}"
+    return None
+
+
 Int8Weight = Annotated[Int8Tensor | Int8Channel | Int8Group, Discriminator("granularity")]
 Float8Weight = Annotated[Float8Tensor | Float8Channel | Float8Block, Discriminator("granularity")]
-Weight = Annotated[PlainWeight | Int8Weight | Float8Weight, Discriminator("format")]
-AnyScaledWeight = Int8Tensor | Int8Channel | Int8Group | Float8Tensor | Float8Channel | Float8Block
+AnyQuantizedWeight = Annotated[Int8Weight | Float8Weight | Int4Group | Nf4, Discriminator("format")]
+Weight = Annotated[
+    PlainWeight | Int8Weight | Float8Weight | Int4Group | Nf4, Discriminator("format")
+]
+AnyScaledWeight = (
+    Int8Tensor
+    | Int8Channel
+    | Int8Group
+    | Float8Tensor
+    | Float8Channel
+    | Float8Block
+    | Int4Group
+    | Nf4
+)
 AnyWeight = PlainWeight | AnyScaledWeight
 
 

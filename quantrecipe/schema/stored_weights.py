@@ -15,9 +15,11 @@ from quantrecipe.schema.schemes import (
     Float8Channel,
     Float8Tensor,
     GranularityName,
+    Int4Group,
     Int8Channel,
     Int8Group,
     Int8Tensor,
+    Nf4,
     ScaledFormatName,
 )
 from quantrecipe.schema.tensors import TensorInfo
@@ -34,6 +36,8 @@ _MODELS: Final[Mapping[tuple[ScaledFormatName, GranularityName], type[AnyScaledW
             ("float8_e5m2", "tensor"): Float8Tensor,
             ("float8_e5m2", "channel"): Float8Channel,
             ("float8_e5m2", "block"): Float8Block,
+            ("int4", "group"): Int4Group,
+            ("nf4", "block"): Nf4,
         }
     )
 )
@@ -44,17 +48,21 @@ def stored_weight(
     template: ScalesTemplate,
     holds: Holds,
     scale: TensorInfo,
-    weight: TensorInfo,
+    weight_shape: tuple[int, int],
+    *,
+    zero_points: bool,
 ) -> AnyScaledWeight | None:
-    """How a weight ``[out, in]`` with this scale is stored; ``None`` if no shape reads it.
+    """How a weight of this shape and with this scale is stored; ``None`` if no shape reads it.
 
     Where two granularities give the scale the same shape (a single row, a single group), they mean
     the same numbers, and the first that the layout holds is taken.
     """
     for granularity in holds.granularity:
         for shape in template.shapes.get(granularity, ()):
-            found = _read_shape(scaled, granularity, shape, scale, weight, holds)
-            if found is not None:
+            found = _read_shape(
+                scaled, granularity, shape, scale, weight_shape, holds, zero_points=zero_points
+            )
+            if found is not None and found.refuses(*weight_shape) is None:
                 return found
     return None
 
@@ -64,13 +72,15 @@ def _read_shape(
     granularity: GranularityName,
     shape: Shape,
     scale: TensorInfo,
-    weight: TensorInfo,
+    weight_shape: tuple[int, int],
     holds: Holds,
+    *,
+    zero_points: bool,
 ) -> AnyScaledWeight | None:
     model = _MODELS.get((scaled, granularity))
     if model is None or len(shape) != len(scale.shape):
         return None
-    out_features, in_features = weight.shape
+    out_features, in_features = weight_shape
     dims: dict[str, int] = {"out": out_features, "in": in_features}
     fields: dict[str, object] = {"scale_dtype": scale.dtype}
     if granularity == "group" and "groups" in shape:
@@ -85,7 +95,9 @@ def _read_shape(
         rows, columns = holds.block_size
         dims["row_blocks"] = -(-out_features // rows)
         dims["column_blocks"] = -(-in_features // columns)
-        fields["block_size"] = holds.block_size
+        fields["block_size"] = columns if model is Nf4 else holds.block_size
+    if model is Int4Group:
+        fields["symmetric"] = not zero_points
     if any(
         (dims.get(dim) if isinstance(dim, str) else dim) != size
         for dim, size in zip(shape, scale.shape, strict=True)

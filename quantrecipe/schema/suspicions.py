@@ -9,6 +9,7 @@ from quantrecipe.schema.layout import Layout, TensorTemplate
 from quantrecipe.schema.layout_reading import SCALED_FORMATS, match_template
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.recognition import Reading
+from quantrecipe.schema.schemes import ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
 
 _PACKED: Final = frozenset({"uint8", "int16", "uint16", "int32", "uint32"})
@@ -78,12 +79,20 @@ def idle_markers(reading: Reading) -> Iterator[Problem]:
 
 
 def scale_tensors(reading: Reading) -> Mapping[str, TensorInfo]:
-    """The small tensors whose values are factors: positive and finite, or something is wrong."""
+    """The small tensors whose values are factors: positive and finite, or something is wrong.
+
+    Scales that may be 0 are left out.
+    """
     return {
         info.name: info
         for module in reading.modules()
         for role, info in module.tensors.items()
         if role in ("weight_scale", "smoothing", "input_scale")
+        and not (
+            role == "weight_scale"
+            and isinstance(module.weight, ScaledWeight)
+            and module.weight.has_zero_scales
+        )
     }
 
 

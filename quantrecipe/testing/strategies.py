@@ -23,7 +23,7 @@ from quantrecipe.schema.capabilities import BUILT_IN
 from quantrecipe.schema.dtypes import PLAIN_DTYPES
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.schemes import AnyWeight, ScaledWeight, Scheme, Weight
+from quantrecipe.schema.schemes import AnyWeight, Nf4, ScaledWeight, Scheme, Weight
 from quantrecipe.schema.validation import parse_layout, parse_recipe
 
 __all__ = [
@@ -51,6 +51,10 @@ GROUP_SIZE: Final = 4
 BLOCK_SIZE: Final = (3, 5)
 """Small, so that small weights have several groups, and blocks that are cut short."""
 
+NF4_BLOCK: Final = 64
+"""The one block size of nf4."""
+
+_PACKINGS: Final = {"int4": "uint8-high-nibble", "nf4": "int32-low-nibble"}
 _WEIGHT: Final[TypeAdapter[AnyWeight]] = TypeAdapter(Weight)
 # Scales of larger numbers would be no float16, nor would the numbers themselves.
 _FLOAT16_LIMIT: Final = 2.0**15
@@ -83,6 +87,9 @@ def weight_specs(
     document: dict[str, Any] = {"format": draw(st.sampled_from(formats))}
     if document["format"] in SCALED:
         document["granularity"] = draw(st.sampled_from(SCALED[document["format"]]))
+        if document["format"] == "nf4":
+            document["block_size"] = NF4_BLOCK
+            return _WEIGHT.validate_python(document)
         document["scale_dtype"] = draw(st.sampled_from(scale_dtypes))
         if document["granularity"] == "group":
             document["group_size"] = draw(group_sizes)
@@ -90,6 +97,8 @@ def weight_specs(
             document["block_size"] = draw(block_sizes)
         if document["granularity"] != "tensor":
             document["quantizer"] = draw(_quantizers(quantizers))
+        if document["format"] == "int4":
+            document["symmetric"] = draw(st.booleans())
     return _WEIGHT.validate_python(document)
 
 
@@ -107,7 +116,7 @@ def linear_shapes(
     draw: st.DrawFn, spec: AnyWeight | None = None, *, max_rows: int = 10, max_columns: int = 24
 ) -> tuple[int, int]:
     """Shapes ``(out, in)``; with ``spec`` only such as it takes."""
-    step = getattr(spec, "group_size", 1)
+    step = spec.block_size if isinstance(spec, Nf4) else getattr(spec, "group_size", 1)
     return draw(st.integers(1, max_rows)), step * draw(st.integers(1, max(1, max_columns // step)))
 
 
@@ -244,7 +253,7 @@ def layout_of_everything(block_size: tuple[int, int] = BLOCK_SIZE) -> Layout:
         block_size: of formats by block; a layout has one.
     """
     shapes = {"tensor": [[], [1]], "channel": [["out"], ["out", 1]]}
-    module = {
+    module: dict[str, dict[str, Any]] = {
         "weight": {"name": "{module}.weight"},
         "bias": {"name": "{module}.bias", "optional": True},
     }
@@ -274,12 +283,24 @@ def layout_of_everything(block_size: tuple[int, int] = BLOCK_SIZE) -> Layout:
     }
     for name, granularities in SCALED.items():
         held: dict[str, Any] = {"granularity": list(granularities), "smoothing": ["online"]}
+        tensors: dict[str, Any]
         if "block" in granularities:
-            document["modules"][name] = scaled(block=[["row_blocks", "column_blocks"]])
-            held["block_size"] = list(block_size)
+            tensors = scaled(block=[["row_blocks", "column_blocks"]])
+            held["block_size"] = [1, NF4_BLOCK] if name == "nf4" else list(block_size)
         else:
-            document["modules"][name] = scaled(group=[["out", "groups"]])
-        document["holds"][name] = held
+            tensors = scaled(group=[["out", "groups"]])
+        if name in _PACKINGS:
+            # Rows of a group of 4 fill bytes, but not each 32 bits.
+            tensors["weight"] = module["weight"] | {"packing": _PACKINGS[name]}
+            shapes_of = tensors["weight_scale"]["shapes"]
+            tensors["weight_scale"]["shapes"] = {each: shapes_of[each] for each in granularities}
+        if name == "int4":
+            tensors["weight_zero_point"] = {
+                "name": "{module}.weight_zero_point",
+                "optional": True,
+                "packing": "int32-low-nibble",
+            }
+        document["modules"][name], document["holds"][name] = tensors, held
     return parse_layout(json.dumps(document), "layout everything")
 
 

@@ -308,8 +308,13 @@ def test_the_candidate_with_the_least_error_is_taken(seed: int, unit: int, jobs:
 
 
 @pytest.mark.parametrize("quantizer", ["absmax", "clip-search"])
+@pytest.mark.parametrize(
+    "weight",
+    [weight_spec("int8"), weight_spec("int4", "group") | {"symmetric": False}],
+    ids=["int8", "int4"],
+)
 def test_the_choice_is_the_best_of_the_conversions_that_it_chose_from(
-    tmp_path: Path, quantizer: str
+    tmp_path: Path, weight: Json, quantizer: str
 ) -> None:
     model = Model(tmp_path, 8, {"a": ("bfloat16", 30), "b": ("float32", 20)})
     rng = np.random.default_rng(3)
@@ -318,10 +323,9 @@ def test_the_choice_is_the_best_of_the_conversions_that_it_chose_from(
     moments = tokens.double().square().mean(0).expand(2, -1).contiguous()
     model.keep_tokens({"a": tokens})
     model.add({f"{name}/input_second_moment": moments.clone() for name in "ab"})
-    weight = weight_spec("int8")
     if quantizer == "clip-search":
         search = {"kind": quantizer, "min_clip_ratio": 0.5, "steps": 5}
-        weight["quantizer"] = search | {"statistics": "s.safetensors"}
+        weight = weight | {"quantizer": search | {"statistics": "s.safetensors"}}
     siblings = {"siblings": [["a", "b"]]}
     errors: dict[float, float] = {}
     for alpha in SEARCH["search"]:
@@ -349,11 +353,17 @@ def test_of_equals_the_smallest_alpha_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("activation", [None, "int8", "float8_e4m3fn"])
 @pytest.mark.parametrize(
     "spec",
-    [("int8", "tensor"), ("int8", "group"), ("float8_e5m2", "block", "bfloat16")],
-    ids="-".join,
+    [
+        weight_spec("int8", "tensor"),
+        weight_spec("int8", "group"),
+        weight_spec("float8_e5m2", "block", "bfloat16"),
+        weight_spec("int4", "group"),
+        weight_spec("int4", "group", "float16") | {"symmetric": False},
+    ],
+    ids=lambda spec: "-".join(map(str, spec.values())),
 )
 def test_a_search_in_every_kind_of_scheme(
-    tmp_path: Path, spec: tuple[str, ...], activation: str | None
+    tmp_path: Path, spec: Json, activation: str | None
 ) -> None:
     model = Model(tmp_path, 5, {"a": ("bfloat16", 13)})
     model.keep_tokens(
@@ -362,7 +372,7 @@ def test_a_search_in_every_kind_of_scheme(
     fields: Json = {}
     if activation is not None:
         fields["activation"] = W8A8["activation"] | {"format": activation, "granularity": "tensor"}
-    path = model.recipe(weight_spec(*spec), SEARCH, **fields)
+    path = model.recipe(spec, SEARCH, **fields)
     planned = plan(path, model.source)
     found = [factors_of(planned, Means(size, 1)).groups[0] for size in (1, 700, 1 << 20)]
     assert len({(group.alpha, raw(group.values)) for group in found}) == 1

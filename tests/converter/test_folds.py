@@ -30,6 +30,7 @@ from tests.converter.folding_models import (
     DIFFUSERS_EDGES,
     EDGES,
     WIDTH,
+    RMSNorm,
     Tiny,
     folds,
     ideogram4,
@@ -48,6 +49,8 @@ from tests.converter.making import (
 
 TOKEN = {"format": "int8", "granularity": "token", "dynamic": True}
 ROTATION = {"kind": "hadamard", "size": 4}
+WITH_ZEROS = {"symmetric": False}
+SEARCH = {"kind": "clip-search", "min_clip_ratio": 0.5, "steps": 5}
 BLOCKS = "layers.*.{attention,feed_forward}.*"
 
 
@@ -137,6 +140,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Folder]:
     return model, Folder(folder, model, runner(model, tiny_input()), EDGES)
 
 
+def named(spec: Json) -> str:
+    """What a weight's spec is called in a test, and its files."""
+    said = [key if key == "quantizer" else str(value) for key, value in spec.items()]
+    return "-".join(said)
+
+
 def loaded(out: Path, layers: int = 2) -> nn.Module:
     model = Tiny(layers, seed=99)
     load_model(model, out, kernel="reference")
@@ -163,8 +172,11 @@ ROTATED = {
         (weight_spec("int8", "channel", "bfloat16"), "most"),
         (weight_spec("float8_e4m3fn", "channel"), "readers"),
         (weight_spec("float8_e5m2", "block"), "most"),
+        (weight_spec("int4", "group"), "none"),
+        (weight_spec("int4", "group", "bfloat16") | WITH_ZEROS, "none"),
+        (weight_spec("int4", "group") | WITH_ZEROS | {"quantizer": SEARCH}, "none"),
     ],
-    ids=lambda of: of if isinstance(of, str) else "-".join(map(str, of.values())),
+    ids=lambda of: of if isinstance(of, str) else named(of),
 )
 def test_converters_agree_and_every_number_is_proven_from_the_source(
     tiny: tuple[Tiny, Folder], spec: Json, rotated: str
@@ -179,9 +191,7 @@ def test_converters_agree_and_every_number_is_proven_from_the_source(
         document["target"]["layout"] = rotating()
         document["rules"].insert(0, {"modules": ROTATED[rotated], "scheme": "rotated"})
         document["schemes"]["rotated"] = document["schemes"]["all"] | {"rotation": ROTATION}
-    name = "-".join(
-        (*(str(spec[key]) for key in ("format", "granularity", "scale_dtype")), rotated)
-    )
+    name = f"{named(spec)}-{rotated}"
     out = folder.convert(document, name, block_bytes=200)
     assert result_of(out) == result_of(folder.convert(document, f"r{name}", converter="reference"))
     assert verify(out, against=folder.source, block_bytes=300).problems == ()
@@ -197,12 +207,19 @@ def test_converters_agree_and_every_number_is_proven_from_the_source(
     }
 
 
-@pytest.mark.parametrize("granularity", ["channel", "group"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        weight_spec("int8", "channel"),
+        weight_spec("int8", "group"),
+        weight_spec("int4", "group") | WITH_ZEROS,
+    ],
+    ids=lambda spec: named(spec),
+)
 def test_codes_are_those_of_no_folding_and_scales_are_divided(
-    tiny: tuple[Tiny, Folder], granularity: str
+    tiny: tuple[Tiny, Folder], spec: Json
 ) -> None:
     _, folder = tiny
-    spec = weight_spec("int8", granularity)
     # Only o is smoothed: what it is folded into stays as it would be, but for its scales.
     rules = [
         {"modules": ["layers.*.attention.o"], "scheme": "all"},
@@ -210,15 +227,17 @@ def test_codes_are_those_of_no_folding_and_scales_are_divided(
     ]
     document = wanted(spec, rules=rules)
     document["schemes"]["plain"] = {"weight": spec}
-    out = load_file(folder.convert(document, f"codes-{granularity}") / "model.safetensors")
+    out = load_file(folder.convert(document, f"codes-{named(spec)}") / "model.safetensors")
     document["rules"] = rules[1:]
     del document["schemes"]["all"], document["folds"]
-    without = load_file(folder.convert(document, f"none-{granularity}") / "model.safetensors")
-    factors = load_file(folder.path / f"codes-{granularity}" / FOLDED_NAME)
+    without = load_file(folder.convert(document, f"none-{named(spec)}") / "model.safetensors")
+    factors = load_file(folder.path / f"codes-{named(spec)}" / FOLDED_NAME)
     for layer in (0, 1):
         at = f"layers.{layer}.attention.qkv"
         rows = slice(2 * WIDTH, 3 * WIDTH)
-        assert torch.equal(out[f"{at}.weight"], without[f"{at}.weight"])
+        for kept in ("weight", "weight_zero_point"):
+            if f"{at}.{kept}" in without:
+                assert torch.equal(out[f"{at}.{kept}"], without[f"{at}.{kept}"])
         before, after = without[f"{at}.weight_scale"], out[f"{at}.weight_scale"].clone()
         divisors = factors[f"model/{at}[32:48]"]
         spread = divisors.view(-1, *[1] * (before.ndim - 1))
@@ -321,6 +340,60 @@ def test_what_is_edited_is_found(tiny: tuple[Tiny, Folder]) -> None:
         assert found, name
 
 
+@pytest.mark.parametrize("quantizer", [{"kind": "absmax"}, SEARCH], ids=["absmax", "clip-search"])
+def test_zero_points_of_divided_scales_are_proven(
+    tiny: tuple[Tiny, Folder], quantizer: Json
+) -> None:
+    _, folder = tiny
+    spec = weight_spec("int4", "group") | WITH_ZEROS | {"quantizer": quantizer}
+    out = folder.convert(wanted(spec), f"zeros-{quantizer['kind']}")
+    for name in ("layers.0.attention.qkv", "layers.0.feed_forward.w3"):
+        tensors = load_file(out / "model.safetensors")
+        tensors[f"{name}.weight_zero_point"].view(-1)[-1] ^= 3
+        assert "zero-point-differs" in tampered(out, folder.path / "zeros-copy", tensors), name
+
+
+class Wide(nn.Module):
+    """Two linears of 64 input features after a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            self.norm = RMSNorm(64)
+            self.up = nn.Linear(64, 64)
+            self.down = nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(self.up(self.norm(x)))
+        return out
+
+
+def test_rows_of_nf4_are_divided_before_they_are_stored(tmp_path: Path) -> None:
+    """Its scales may be 0, and then no division of them says anything."""
+    model = Wide()
+    model.up.weight.data[3] = 0
+    x = torch.randn(9, 64, generator=torch.Generator().manual_seed(0))
+    edges: list[Json] = [
+        {"modules": ["up"], "into": "norm.weight"},
+        {"modules": ["down"], "into": "up"},
+    ]
+    folder = Folder(tmp_path, model, runner(model, x), edges)
+    spec = {"format": "nf4", "granularity": "block", "block_size": 64}
+    rules = [{"modules": ["**"], "scheme": "all"}]
+    document = wanted(spec, folds=edges, rules=rules, target="quantrecipe")
+    out = folder.convert(document, block_bytes=512)
+    again = folder.convert(document, "again", converter="reference")
+    assert result_of(out) == result_of(again)
+    found = verify(out, against=folder.source)
+    assert found.problems == ()
+    assert {module.name for module in found.measured} == {"up", "down"}
+    other = Wide()
+    load_model(other, out, kernel="reference")
+    wrong = runner(other, x)() - runner(model, x)()
+    assert 0 < float(wrong.square().sum()) < 0.05 * float(runner(model, x)().square().sum())
+
+
 def tampered(out: Path, copy: Path, tensors: Mapping[str, Tensor]) -> list[str]:
     """What ``verify`` says of the numbers of a checkpoint with other tensors."""
     shutil.rmtree(copy, ignore_errors=True)
@@ -337,7 +410,8 @@ def tampered(out: Path, copy: Path, tensors: Mapping[str, Tensor]) -> list[str]:
     (copy / "model.safetensors").write_bytes(data)
     source = out.parent / "model.safetensors"
     kinds = {problem.kind for problem in verify(copy, against=source).problems}
-    return sorted(kinds & {"scale-differs", "not-divided", "not-the-cast", "not-a-copy"})
+    told = {"scale-differs", "zero-point-differs", "not-divided", "not-the-cast", "not-a-copy"}
+    return sorted(kinds & told)
 
 
 def test_the_edges_of_ideogram_4_on_its_own_model(tmp_path: Path) -> None:

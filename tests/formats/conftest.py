@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis.strategies import SearchStrategy
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from quantrecipe.schema.schemes import ScaledWeight, Weight
 from quantrecipe.testing import strategies
@@ -35,6 +38,7 @@ class Kit:
 
     oracle = _load_oracle()
     formats = ("int8", *FLOAT8)
+    """Those whose codes fill a byte; formats of 4 bits have tests of their own too."""
 
     @staticmethod
     def spec(fmt: str, granularity: str = "channel", scale_dtype: str = "float32") -> ScaledWeight:
@@ -65,7 +69,13 @@ class Kit:
             for dtype in strategies.SCALE_DTYPES
         ]
 
-    cases = staticmethod(strategies.quantizable)
+    @classmethod
+    def cases(
+        cls, *, formats: Sequence[str] | None = None, moderate: bool = False
+    ) -> SearchStrategy[tuple[Tensor, ScaledWeight]]:
+        """Weights and specs of ``formats``: unless said otherwise, those of a byte."""
+        specs = strategies.weight_specs(formats=formats or cls.formats)
+        return strategies.quantizable(specs, moderate=moderate)
 
 
 @pytest.fixture(scope="session")

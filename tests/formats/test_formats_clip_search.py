@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quantrecipe.formats import ScaleOutOfRange, dequantize, get_format, quantize
-from quantrecipe.formats.clip_search import accuracy, candidate_scales, choose_scales
+from quantrecipe.formats.clip_search import accuracy, candidates, choose_scales
 from quantrecipe.schema.schemes import (
     Absmax,
     ClipSearch,
@@ -25,7 +25,7 @@ from quantrecipe.schema.schemes import (
 from quantrecipe.testing import strategies
 
 SPECS = strategies.weight_specs(
-    formats=tuple(strategies.SCALED), quantizers=("clip-search",)
+    formats=("int8", "float8_e4m3fn", "float8_e5m2"), quantizers=("clip-search",)
 ).filter(lambda spec: getattr(spec, "granularity", None) != "tensor")
 
 
@@ -84,8 +84,8 @@ def test_no_candidate_has_less_error(case: tuple[Tensor, Any, Tensor | None]) ->
     """That of absmax among them; but for the rounding of each term, which is half a unit."""
     weight, spec, importance = case
     fmt = get_format(spec)
-    chosen = choose_scales(weight, fmt, spec, importance)
-    tried = list(candidate_scales(fmt.measure(weight, spec), fmt, spec))
+    chosen, _ = choose_scales(weight, fmt, spec, importance)
+    tried = [scales for scales, _ in candidates(fmt.measure(weight, spec), fmt, spec)]
     assert bits(tried[0]) == bits(quantize(weight, absmax_of(spec)).scale)
     off = [fmt.decode(fmt.encode(weight, s, spec), s, spec) - weight for s in [*tried, chosen]]
     for index, cut in each_group(weight, spec):
@@ -127,15 +127,15 @@ def test_rows_may_be_cut_and_permuted(
 ) -> None:
     weight, spec, importance = case
     fmt = get_format(spec)
-    whole = choose_scales(weight, fmt, spec, importance)
+    whole, _ = choose_scales(weight, fmt, spec, importance)
     height, _ = spec.group_shape(*weight.shape)
     step = height * data.draw(st.integers(1, 4))
     runs = [weight[top : top + step] for top in range(0, len(weight), step)]
-    again = torch.cat([choose_scales(run, fmt, spec, importance) for run in runs])
+    again = torch.cat([choose_scales(run, fmt, spec, importance)[0] for run in runs])
     assert bits(again) == bits(whole)
     if height == 1:
         order = torch.tensor(data.draw(st.permutations(range(len(weight)))))
-        assert bits(choose_scales(weight[order], fmt, spec, importance)) == bits(whole[order])
+        assert bits(choose_scales(weight[order], fmt, spec, importance)[0]) == bits(whole[order])
 
 
 @given(case=searched(moderate=True), exponent=st.integers(-4, 4), power=st.integers(-40, 40))
@@ -165,8 +165,8 @@ def test_columns_of_a_group_may_be_permuted(
         inside = order[left : left + width].tolist()
         order[left : left + width] = torch.tensor(data.draw(st.permutations(inside)))
     counts = None if importance is None else importance[order]
-    shuffled = choose_scales(weight[:, order], get_format(spec), spec, counts)
-    assert bits(shuffled) == bits(choose_scales(weight, get_format(spec), spec, importance))
+    shuffled, _ = choose_scales(weight[:, order], get_format(spec), spec, counts)
+    assert bits(shuffled) == bits(choose_scales(weight, get_format(spec), spec, importance)[0])
 
 
 def test_golden_bytes(kit: Any) -> None:

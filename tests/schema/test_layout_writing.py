@@ -284,6 +284,7 @@ OTHERS = st.sampled_from(
         ("bool", ()),
     ]
 )
+_WITH_SHAPE = ("compressed-tensors", "int4")
 ANY_WEIGHT = weight_specs(
     group_sizes=st.integers(1, 8), block_sizes=st.sampled_from([(128, 128), (64, 128)])
 )
@@ -303,6 +304,8 @@ def test_what_is_written_is_read_back(
             continue
         out, inn = data.draw(st.tuples(st.integers(1, 300), st.integers(1, 300)))
         inn *= getattr(spec, "group_size", 1)
+        # Packed codes fill whole numbers.
+        inn *= {"int4": 8, "nf4": 64}.get(spec.format, 1)
         smooth = data.draw(st.booleans()) and refusal(target, spec, smoothing()) is None
         bias = headers.tensor("", "float16", out) if data.draw(st.booleans()) else None
         outputs = module_tensors(
@@ -311,6 +314,8 @@ def test_what_is_written_is_read_back(
         assert set(outputs) == (
             {"weight"}
             | ({"weight_scale"} if isinstance(spec, ScaledWeight) else set())
+            | ({"weight_zero_point"} if getattr(spec, "has_zero_points", False) else set())
+            | ({"weight_shape"} if (layout, spec.format) == _WITH_SHAPE else set())
             | ({"smoothing"} if smooth else set())
             | ({"bias"} if bias is not None else set())
         )

@@ -31,10 +31,10 @@ TINY = float(torch.finfo(torch.float32).tiny)
 def test_a_spec_takes_the_shapes_that_are_drawn_for_it(
     spec: AnyWeight, data: st.DataObject
 ) -> None:
-    rows, columns = data.draw(strategies.linear_shapes(spec, max_rows=7, max_columns=30))
+    rows, columns = data.draw(strategies.linear_shapes(spec, max_rows=7, max_columns=70))
     assert spec.refuses(rows, columns) is None
     assert 1 <= rows <= 7
-    assert 1 <= columns <= 30
+    assert 1 <= columns <= 70
 
 
 @pytest.mark.parametrize(

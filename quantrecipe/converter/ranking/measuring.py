@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -17,7 +16,7 @@ from quantrecipe.converter.protocol import DEFAULT_BLOCK_BYTES, Progress, silent
 from quantrecipe.converter.ranking.noise import Powers, WeightColumns
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.source_rows import SourceRows
-from quantrecipe.converter.units import row_blocks, row_multiple
+from quantrecipe.converter.units import row_blocks, rows_together
 from quantrecipe.formats import dequantize, get_format, quantize
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.rotation import rotate_
@@ -130,7 +129,7 @@ class _Work:
 
     def _ranges(self) -> Iterator[tuple[int, int]]:
         source = self.module.source
-        multiple = math.lcm(row_multiple(source.weight), row_multiple(self.weight))
+        multiple = rows_together(self.module)
         return row_blocks(0, source.out_features, source.in_features, multiple, DEFAULT_BLOCK_BYTES)
 
     def blocks(
@@ -139,29 +138,43 @@ class _Work:
         """First row, row after the last, smoothed and rotated weight, what stands for it."""
         source, weight = self.module.source, self.weight
         info, whole = source.tensors["weight"], weight.granularity == "tensor"
+        fmt = get_format(weight)
         scale = self._tensor_scale(transform, factors) if whole else None
         for start, stop in self._ranges():
             shape = (stop - start, source.in_features)
-            stored = self.rows.stored(start, stop)
-            codes = self.buffers.view("codes out", shape, get_format(weight).code_dtype)
+            codes_in, scales_in, zeros_in = self.rows.stored(start, stop)
+            codes = self.buffers.view("codes out", shape, fmt.code_dtype)
+            grid, zeros = weight.scale_grid(*shape), None
+            if weight.has_zero_points:
+                zeros = self.buffers.view("zeros out", grid, torch.uint8)
             if scale is None or not whole:
                 dtype = TORCH_DTYPES[weight.scale_dtype]
-                scale = self.buffers.view("scales out", weight.scale_grid(*shape), dtype)
-            with naming(info, start, start // row_multiple(weight)):
-                transform(*stored, factors, codes, scale, importance)
-                wanted = dequantize(*stored, source.weight)
+                scale = self.buffers.view("scales out", grid, dtype)
+            with naming(info, start, start // fmt.row_multiple(weight)):
+                transform(
+                    codes_in,
+                    scales_in,
+                    factors,
+                    codes,
+                    scale,
+                    importance,
+                    zeros_in=zeros_in,
+                    zeros_out=zeros,
+                )
+                wanted = dequantize(codes_in, scales_in, source.weight, zero_point=zeros_in)
             if factors is not None:
                 wanted = wanted * factors
             if self.module.rotation is not None:
                 wanted = rotate_(wanted.clone(), self.module.rotation.size)
-            yield start, stop, wanted, dequantize(codes, scale, weight)
+            yield start, stop, wanted, dequantize(codes, scale, weight, zero_point=zeros)
 
     def _tensor_scale(self, transform: BlockTransform, factors: Tensor | None) -> Tensor:
         info = self.module.source.tensors["weight"]
         largest = torch.zeros(1, 1)
         for start, stop in self._ranges():
             with naming(info, start):
-                found = transform.absmax(*self.rows.stored(start, stop), factors)
+                codes, scales, zeros = self.rows.stored(start, stop)
+                found = transform.absmax(codes, scales, factors, zeros_in=zeros)
             largest = torch.maximum(largest, found)
         with naming(info):
             return get_format(self.weight).scales(largest, self.weight)

@@ -14,11 +14,13 @@ from quantrecipe.loaders.kernels.choosing import (
     find_kernel,
     kernel_names,
 )
+from quantrecipe.loaders.kernels.operator import LEVEL_DTYPES
 from quantrecipe.loaders.kernels.protocol import Kernel
 
 __all__ = [
     "AUTO",
     "AUTO_OR_DEQUANTIZED",
+    "LEVEL_DTYPES",
     "Kernel",
     "LinearCall",
     "activation_key",

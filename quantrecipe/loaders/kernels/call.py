@@ -24,7 +24,8 @@ class LinearCall:
         in_features: columns of the weight (K).
         dtype: of the activations and of the result.
         device: where all tensors are.
-        code_dtype: of the weight: int8 or a float8.
+        code_dtype: of the weight as it is handed over: int8 or a float8; int8 for int4 and float32
+            for nf4, whose codes are unpacked.
         scale_dtype: of the weight's scales.
         group: rows and columns of the weight that share a scale.
         activation: ``FORMAT:GRANULARITY`` of the activations' codes, or empty for none.

@@ -46,6 +46,8 @@ class TritonKernel:
             return "it needs a GPU of compute capability 8.0 or newer"
         if call.dtype == torch.float64:
             return "it does not compute in float64"
+        if call.code_dtype == torch.float32:
+            return "it multiplies codes, and those of this format stand for numbers of a table"
         if not call.by_row:
             return "it wants one scale for each row of the weight, or one for all"
         if call.activation and not call.is_w8a8:

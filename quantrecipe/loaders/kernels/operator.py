@@ -1,21 +1,26 @@
-"""The one operator behind every quantized linear: ``torch.ops.quantrecipe.linear``.
+"""The operators behind every quantized linear, ``torch.ops.quantrecipe.linear`` above all.
 
-Compilers, exporters and CUDA graphs see an opaque operator whose result's shape they know; kernels
-are chosen inside it, call by call.
+A weight whose codes are packed goes through ``levels`` first: what its codes stand for, in a dtype
+that kernels multiply by scales as they do codes. Compilers, exporters and CUDA graphs see opaque
+operators whose results' shapes they know; kernels are chosen inside, call by call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from quantrecipe.formats import get_format
+from quantrecipe.formats.packing import unpack, unpack_down
 from quantrecipe.loaders.kernels.arithmetic import dequantize_weight, turned
 from quantrecipe.loaders.kernels.call import LinearCall
 from quantrecipe.loaders.kernels.choosing import choose
+from quantrecipe.schema.packings import PACKINGS, Packing
 
+_PACKINGS: Final[Mapping[str, Packing]] = {str(name): each for name, each in PACKINGS.items()}
 _LIBRARY: Final = torch.library.Library("quantrecipe", "DEF")
 _LIBRARY.define(
     "linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? smoothing, Tensor? bias, "
@@ -26,6 +31,16 @@ _LIBRARY.define(
     "dequantize(Tensor weight, Tensor weight_scale, int[2] group, ScalarType dtype) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+
+
+_LIBRARY.define(
+    "levels(Tensor weight, Tensor? zero_point, int columns, int[2] group, str format, "
+    "str packing, str zero_point_packing) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+LEVEL_DTYPES: Final = {"int4": torch.int8, "nf4": torch.float32}
+"""What the codes of packed formats become: int4 less the zero points, nf4's own numbers."""
 
 
 def _linear(
@@ -66,7 +81,7 @@ def _linear(
 
 
 def _check(x: Tensor, weight: Tensor) -> None:
-    if x.dtype == weight.dtype:
+    if x.dtype == weight.dtype != torch.float32:
         raise ValueError(
             f"a quantized linear cannot take {x.dtype}: what calls it casts its input to the dtype "
             "of the weight, which holds codes; protect the module in the recipe"
@@ -106,6 +121,34 @@ def _dequantize_shape(
     return torch.empty_like(weight, dtype=dtype)
 
 
+def _levels(
+    weight: Tensor,
+    zero_point: Tensor | None,
+    columns: int,
+    group: Sequence[int],
+    format: str,
+    packing: str,
+    zero_point_packing: str,
+) -> Tensor:
+    codes = unpack(weight, _PACKINGS[packing], columns)
+    if zero_point is not None and zero_point_packing:
+        rows = -(-len(weight) // group[0])
+        zero_point = unpack_down(zero_point, _PACKINGS[zero_point_packing], rows)
+    return get_format(format).levels(codes, zero_point, (group[0], group[1]))
+
+
+def _levels_shape(
+    weight: Tensor,
+    zero_point: Tensor | None,
+    columns: int,
+    group: Sequence[int],
+    format: str,
+    packing: str,
+    zero_point_packing: str,
+) -> Tensor:
+    return weight.new_empty((weight.shape[0], columns), dtype=LEVEL_DTYPES[format])
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, weight, weight_scale, smoothing, bias, rotation, group, _, _ = inputs
     ctx.save_for_backward(weight, weight_scale, smoothing)
@@ -133,6 +176,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
 _LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
+_LIBRARY.impl("levels", _levels, "CompositeExplicitAutograd")
+torch.library.register_fake("quantrecipe::levels", _levels_shape, lib=_LIBRARY)
 torch.library.register_fake("quantrecipe::linear", _linear_shape, lib=_LIBRARY)
 torch.library.register_fake("quantrecipe::dequantize", _dequantize_shape, lib=_LIBRARY)
 torch.library.register_autograd("quantrecipe::linear", _backward, setup_context=_keep, lib=_LIBRARY)

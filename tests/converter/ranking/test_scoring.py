@@ -121,10 +121,15 @@ def test_figures_are_those_of_whole_tensors(
 CLIPPED = weight_spec("int8") | {
     "quantizer": {"kind": "clip-search", "min_clip_ratio": 0.5, "statistics": "s.safetensors"}
 }
+INT4 = CLIPPED | weight_spec("int4", "group") | {"symmetric": False}
 
 
 @pytest.mark.parametrize("smoothed", [False, True])
-@pytest.mark.parametrize("weight", [weight_spec("int8"), CLIPPED], ids=["absmax", "clip-search"])
+@pytest.mark.parametrize(
+    "weight",
+    [weight_spec("int8"), CLIPPED, weight_spec("int4", "group"), INT4],
+    ids=["absmax", "clip-search", "int4", "int4, zero points, clip-search"],
+)
 def test_a_weight_is_as_noisy_as_its_conversion_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: Json, smoothed: bool
 ) -> None:
