@@ -583,6 +583,7 @@ def clip_search(
     height_in: int,
     width_in: int,
     factors: _Floats,
+    rotation: int,
     kind_out: int,
     scale_dtype: int,
     ratios: _Floats,
@@ -600,6 +601,7 @@ def clip_search(
         height_in: rows that share one.
         width_in: columns that share one.
         factors: ``[in]``, or empty.
+        rotation: the size of the blocks that are rotated, or 0.
         kind_out: of ``KINDS``, one of the 8-bit ones.
         scale_dtype: of ``KINDS``; candidates are rounded to it.
         ratios: the clip ratios, from 1 downwards.
@@ -621,8 +623,9 @@ def clip_search(
         maxima[:] = 0
         for i in range(top, bottom):
             scales = scales_in[i // height_in]
-            row = w[i - top]
-            if not _decode_row(kind_in, codes_in[i], scales, width_in, factors, row, maxima, width):
+            if not _decode_row(
+                kind_in, codes_in[i], scales, width_in, factors, rotation, w[i - top], maxima, width
+            ):
                 return False
         for group in range(len(maxima)):
             amax = _number(maxima[group])
