@@ -50,6 +50,8 @@ RECIPES = (
     "w8a8-smoothed-protected",
     "w8a8-smoothed-rotated-protected",
     "fp8",
+    "nf4",
+    "int4",
 )
 PAIRS = (
     ("w8a8-smoothed", "w8a8"),
