@@ -174,7 +174,7 @@ ROTATED = {
         (weight_spec("float8_e5m2", "block"), "most"),
         (weight_spec("int4", "group"), "none"),
         (weight_spec("int4", "group", "bfloat16") | WITH_ZEROS, "none"),
-        (weight_spec("int4", "group") | WITH_ZEROS | {"quantizer": SEARCH}, "none"),
+        (weight_spec("int4", "group") | WITH_ZEROS | {"quantizer": SEARCH}, "most"),
     ],
     ids=lambda of: of if isinstance(of, str) else named(of),
 )

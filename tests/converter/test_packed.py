@@ -243,7 +243,7 @@ def test_rotated_weights_are_packed_and_proven_and_computed_with(
 
 def test_a_config_that_cannot_say_a_rotation_refuses_it(source: Path, tmp_path: Path) -> None:
     document = rotated("int4", smoothed=False, target="compressed-tensors")
-    with pytest.raises(InvalidInput, match="cannot tell a reader that a int4 weight is rotated"):
+    with pytest.raises(InvalidInput, match="cannot tell a reader that int4 weights are rotated"):
         convert(parsed(document), source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
