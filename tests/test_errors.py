@@ -14,6 +14,7 @@ from quantrecipe.checkpoint.errors import OutputExists, SourceError
 from quantrecipe.converter.executors import ExecutorError
 from quantrecipe.converter.working import BrokenConverter
 from quantrecipe.formats import NonFinite, ScaleOutOfRange, Unrepresentable
+from quantrecipe.formats.folding import FoldOutOfRange
 from quantrecipe.formats.proof import TargetNonFinite
 from quantrecipe.formats.refusals import OutOfRange
 from quantrecipe.schema.migrations import MigrationError
@@ -34,6 +35,7 @@ ERRORS = [
     TargetNonFinite("a NaN", (3,)),
     OutOfRange("1e9", ()),
     ScaleOutOfRange("1e9", (0, 0)),
+    FoldOutOfRange("1e9", (0, 0)),
 ]
 
 

@@ -201,7 +201,7 @@ def test_statistics_that_are_no_maxima_are_refused(
         convert(path, source, tmp_path / "out", converter=converter)
     problem = only_problem(error)
     assert (problem.file, problem.tensor) == (str(statistics), "model/a/input_absmax")
-    assert problem.message == f"{value} at index [1, 2] is no absolute maximum"
+    assert problem.message == f"{value} at index [1, 2] cannot have been measured"
     assert left_over(tmp_path) == []
 
 
