@@ -26,8 +26,8 @@ def documents() -> Iterator[tuple[str, str]]:
         for number, block in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")), start=1):
             yield f"{page.name}:{number}", block
     for path in sorted((ROOT / "examples").rglob("*.json")):
-        if "weights" in path.parts:
-            continue  # what lies beside weights describes a model
+        if {"weights", "results"} & set(path.parts):
+            continue  # what lies there describes a model, or what was measured
         yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
 
 
