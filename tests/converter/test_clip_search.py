@@ -64,7 +64,7 @@ def write_statistics(folder: Path, second_moment: Tensor, tokens: list[int] | No
     smooth=st.booleans(),
     size=st.integers(1, 400),
 )
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_columns_count_by_their_inputs(
     kind: str, seed: int, tokens: list[int] | None, smooth: bool, size: int
 ) -> None:

@@ -212,6 +212,7 @@ def tiny_ideogram(folder: Path, diffusers: Any) -> Any:
     return model
 
 
+@pytest.mark.xdist_group("diffusers")
 def test_a_fused_checkpoint_becomes_the_diffusers_model(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that library's own deprecations

@@ -79,7 +79,7 @@ def each_group(weight: Tensor, spec: Any) -> list[tuple[tuple[int, int], tuple[s
 
 
 @given(case=searched())
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_no_candidate_has_less_error(case: tuple[Tensor, Any, Tensor | None]) -> None:
     """That of absmax among them; but for the rounding of each term, which is half a unit."""
     weight, spec, importance = case
@@ -110,7 +110,7 @@ def unit_of(group: Tensor, importance: Tensor | None, spec: Any) -> Fraction:
 
 
 @given(case=searched())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_the_bound_of_the_format_holds(case: tuple[Tensor, Any, Tensor | None]) -> None:
     weight, spec, importance = case
     stored = quantize(weight, spec, importance)
@@ -121,7 +121,7 @@ def test_the_bound_of_the_format_holds(case: tuple[Tensor, Any, Tensor | None]) 
 
 
 @given(case=searched(), data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_rows_may_be_cut_and_permuted(
     case: tuple[Tensor, Any, Tensor | None], data: st.DataObject
 ) -> None:
@@ -139,7 +139,7 @@ def test_rows_may_be_cut_and_permuted(
 
 
 @given(case=searched(moderate=True), exponent=st.integers(-4, 4), power=st.integers(-40, 40))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_powers_of_two_and_signs_change_nothing(
     case: tuple[Tensor, Any, Tensor | None], exponent: int, power: int
 ) -> None:
@@ -153,7 +153,7 @@ def test_powers_of_two_and_signs_change_nothing(
 
 
 @given(case=searched(moderate=True), data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_columns_of_a_group_may_be_permuted(
     case: tuple[Tensor, Any, Tensor | None], data: st.DataObject
 ) -> None:

@@ -26,17 +26,27 @@ from tests.loaders.converted import (
     written,
 )
 
-diffusers = library("diffusers")
-library("accelerate")
-ours = library("quantrecipe.loaders.diffusers")
+diffusers: Any = None
+ours: Any = None
+
+pytestmark = pytest.mark.xdist_group("diffusers")
 
 PARTS = {"conditional": "transformer", "unconditional": "unconditional_transformer"}
 FOLDERS = [*PARTS.values()]
 FILE = "diffusion_pytorch_model.safetensors"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def libraries() -> None:
+    """Imported when a test runs: every process collects, and one of them runs these."""
+    global diffusers, ours
+    diffusers = library("diffusers")
+    library("accelerate")
+    ours = library("quantrecipe.loaders.diffusers")
+
+
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
+def quiet(libraries: None) -> Iterator[None]:
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
     yield

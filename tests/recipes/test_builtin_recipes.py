@@ -116,6 +116,7 @@ def assert_partition(recipe: Recipe, linears: Mapping[str, Iterable[str]]) -> No
     assert [counts[id(entry)] for entry in entries(recipe)] == [e.count for e in entries(recipe)]
 
 
+@pytest.mark.xdist_group("diffusers")
 @pytest.mark.parametrize("model", ["flux-1-dev", "qwen-image"])
 def test_a_dit_recipe_takes_exactly_the_linears(model: str, tree: Callable[[str], Any]) -> None:
     recipe = built_in(f"{model}-int8-w8a8")
@@ -125,6 +126,7 @@ def test_a_dit_recipe_takes_exactly_the_linears(model: str, tree: Callable[[str]
     assert not taken(recipe, {"transformer": others})
 
 
+@pytest.mark.xdist_group("diffusers")
 @pytest.mark.parametrize("model", ["flux-1-dev", "qwen-image"])
 def test_a_dit_recipe_makes_a_plan(model: str, tree: Callable[[str], Any]) -> None:
     recipe, built = built_in(f"{model}-int8-w8a8"), tree(model)
@@ -197,6 +199,7 @@ def test_the_fp8_recipe_writes_the_published_base(ideogram4: ModuleType) -> None
         assert dict(file.tensors) == published
 
 
+@pytest.mark.xdist_group("diffusers")
 def test_the_diffusers_recipe_writes_the_diffusers_model(
     ideogram4: ModuleType, tree: Callable[[str], Any]
 ) -> None:
@@ -242,6 +245,7 @@ def test_the_ideogram_table_gives_the_published_size(ideogram4: ModuleType) -> N
     assert len(header) + sum(t.nbytes for t in tensors) == ideogram4.FP8_FILE_BYTES
 
 
+@pytest.mark.xdist_group("diffusers")
 def test_the_ideogram_table_is_the_diffusers_model(
     ideogram4: ModuleType, tree: Callable[[str], Any]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Four processes of one program: each measures its share, and all of them end with the whole.
+"""Three processes of one program: each measures its share, and all of them end with the whole.
 
     python processes.py FOLDER
 
@@ -24,7 +24,7 @@ from quantrecipe.schema.problems import InvalidInput
 from quantrecipe.schema.recipe import Fold
 from quantrecipe.schema.statistics import ProvenFold
 
-PROCESSES, ROWS, WIDTH = 4, 22, 5
+PROCESSES, ROWS, WIDTH = 3, 22, 5
 EDGES = (0.0, 0.5, 1.0)
 
 

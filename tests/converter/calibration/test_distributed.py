@@ -1,4 +1,4 @@
-"""Four processes measure what one would have measured."""
+"""Three processes measure what one would have measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_four_processes_are_as_one(tmp_path: Path) -> None:
+def test_several_processes_are_as_one(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(recipe()))
     ran = subprocess.run(
         [sys.executable, processes.__file__, str(tmp_path)],

@@ -67,6 +67,7 @@ def test_true_edges_are_proven_whatever_the_weights_and_factors(seed: int) -> No
     assert all(one.relative_error < 1e-6 for one in proven)
 
 
+@pytest.mark.xdist_group("diffusers")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_edges_of_ideogram_4_as_diffusers_has_it(dtype: torch.dtype) -> None:
     pytest.importorskip("diffusers")

@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -86,6 +86,7 @@ def test_order_and_batches_do_not_matter(run: list[Token], random: Random, cuts:
 
 
 @given(runs, runs, runs)
+@settings(max_examples=25)
 def test_merging_is_associative_and_commutative(
     a: list[Token], b: list[Token], c: list[Token]
 ) -> None:
@@ -96,6 +97,7 @@ def test_merging_is_associative_and_commutative(
 
 
 @given(runs)
+@settings(max_examples=30)
 def test_reading_back_is_the_same(run: list[Token]) -> None:
     found = summed([run])
     again = ModuleSums.from_statistics(found.statistics(None), KEPT)
@@ -103,6 +105,7 @@ def test_reading_back_is_the_same(run: list[Token]) -> None:
 
 
 @given(runs)
+@settings(max_examples=30)
 def test_statistics_are_those_of_the_numbers(run: list[Token]) -> None:
     found = summed([run]).statistics(None)
     edges = np.array(token_absmax_edges())
@@ -146,12 +149,14 @@ def plain_key(row: Sequence[float], at: int) -> int:
 
 
 @given(st.lists(tokens, min_size=1))
+@settings(max_examples=30)
 def test_keys_are_the_same_everywhere(run: list[Token]) -> None:
     for at, row in run:
         assert token_keys(torch.tensor([row]), at).tolist() == [plain_key(row, at)]
 
 
 @given(runs)
+@settings(max_examples=30)
 def test_the_smallest_keys_are_kept_and_each_token_once(run: list[Token]) -> None:
     kept = summed([run]).kept
     assert kept is not None

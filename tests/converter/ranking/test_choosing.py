@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantrecipe.converter.ranking import Curve, Fragility, Group, choose, knee, top, trade_off
@@ -45,6 +45,7 @@ def near(noise: float) -> object:
 
 
 @given(GROUPS)
+@settings(max_examples=30)
 def test_the_curve_is_every_choice_that_no_other_beats(groups: list[Group]) -> None:
     found = every_choice(groups)
     best: list[tuple[int, float]] = []
@@ -58,6 +59,7 @@ def test_the_curve_is_every_choice_that_no_other_beats(groups: list[Group]) -> N
 
 
 @given(GROUPS)
+@settings(max_examples=30)
 def test_the_curve_falls_and_its_choices_add_up(groups: list[Group]) -> None:
     curve = trade_off(groups)
     for pair in itertools.pairwise(range(len(curve))):
@@ -71,6 +73,7 @@ def test_the_curve_falls_and_its_choices_add_up(groups: list[Group]) -> None:
 
 
 @given(GROUPS, st.integers(0, 200), st.floats(0, 200))
+@settings(max_examples=30)
 def test_goals_are_met_at_least_cost(groups: list[Group], budget: int, noise: float) -> None:
     def cost(chosen: Sequence[Group]) -> tuple[int, float]:
         left = sum(group.noise for group in groups if group not in chosen)

@@ -52,7 +52,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> _Case:
     return loaded, planned, rank_plan(planned), source
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(picked=st.sets(st.sampled_from([name for name in NAMES if name != "layers.0.w3"])))
 def test_the_result_holds_and_protects_these_alone(case: _Case, picked: set[str]) -> None:
     loaded, planned, ranking, source = case
