@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quantrecipe.formats import get_format
+from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.schema.schemes import AnyScaledWeight
+
 
 class Buffers:
     """Scratch memory by purpose. A view is valid until the same purpose is asked for again.
@@ -31,3 +35,22 @@ class Buffers:
             )
             self._bytes[purpose] = kept
         return kept[:count].view(dtype).view(shape)
+
+
+def target_views(
+    memory: Buffers, weight: AnyScaledWeight, shape: tuple[int, int], scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Memory for what a block transform writes: codes, scales, and zero points where there are any.
+
+    Args:
+        memory: where it lies.
+        weight: how the block is stored.
+        shape: of the block.
+        scale: the scale of the whole weight, if it has but one; it is handed on.
+    """
+    codes = memory.view("codes out", shape, get_format(weight).code_dtype)
+    grid = weight.scale_grid(*shape)
+    if scale is None:
+        scale = memory.view("scales out", grid, TORCH_DTYPES[weight.scale_dtype])
+    zeros = memory.view("zeros out", grid, torch.uint8) if weight.has_zero_points else None
+    return codes, scale, zeros

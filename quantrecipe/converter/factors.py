@@ -56,10 +56,9 @@ class Factors:
     @classmethod
     def of_plan(cls, plan: Plan, groups: tuple[GroupFactors, ...]) -> Factors:
         """With the places where a plan folds some of them."""
-        known = {(group.part, name): group for group in groups for name in group.modules}
-        folded = []
+        found, folded = cls(groups), []
         for site in plan.folds:
-            shared = (known.get((site.part, name)) for name in site.modules)
+            shared = (found.group_of(site.part, name) for name in site.modules)
             folded.append((site, next(group.values for group in shared if group is not None)))
         return cls(groups, FoldedFactors(tuple(folded)))
 

@@ -16,25 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quantrecipe.converter.activations import as_quantized, prepared
+from quantrecipe.converter.buffers import target_views
 from quantrecipe.converter.devices import Device
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.source_rows import SourceRows
 from quantrecipe.converter.units import row_blocks, rows_together
-from quantrecipe.formats import dequantize, get_format, quantize
-from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats import get_format
 from quantrecipe.formats.error import sums_of_squares
-from quantrecipe.formats.rotation import rotate_
 from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.plan import PlannedModule
-from quantrecipe.schema.schemes import (
-    AnyScaledWeight,
-    DynamicActivation,
-    Float8Channel,
-    Float8Tensor,
-    Int8Channel,
-    Int8Tensor,
-    PlainWeight,
-)
+from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight
 from quantrecipe.schema.tensors import TensorInfo
 
 _FLOAT64_BITS: Final = 53
@@ -108,10 +100,8 @@ class ProductErrors:
                 with naming(self._module.source.tensors["weight"], start):
                     stored = self._stored(block, factors, scales[place], self._importances[place])
                 with naming(self._measured_as):
-                    inputs = self._tokens / factors
-                    if self._module.rotation is not None:
-                        rotate_(inputs, self._module.rotation.size)
-                    inputs = _as_quantized(inputs, self._module.activation)
+                    inputs = prepared(self._tokens, factors, self._module.rotation_size)
+                    inputs = as_quantized(inputs, self._module.activation)
                 found = _Whole.of(stored).times(_Whole.of(inputs))
                 errors[place] += sums_of_squares((exact - found).float()).tolist()
         return [math.fsum(each) for each in errors]
@@ -142,42 +132,11 @@ class ProductErrors:
         self, block: Tensor, factors: Tensor, scale: Tensor | None, importance: Tensor | None
     ) -> Tensor:
         """A block as its codes and scales mean it, float32 ``[rows, in]``."""
-        memory, fmt = self._device.memory, get_format(self._weight)
-        codes = memory.view("codes out", tuple(block.shape), fmt.code_dtype)
-        grid, zeros = self._weight.scale_grid(*block.shape), None
-        if self._weight.has_zero_points:
-            zeros = memory.view("zeros out", grid, torch.uint8)
-        if scale is None:
-            scale = memory.view("scales out", grid, TORCH_DTYPES[self._weight.scale_dtype])
+        rows, columns = block.shape
+        views = target_views(self._device.memory, self._weight, (rows, columns), scale)
+        codes, scale, zeros = views
         self._transform(block, None, factors, codes, scale, importance, zeros_out=zeros)
-        return fmt.decode(codes, scale, self._weight, zero_point=zeros)
-
-
-def _as_quantized(x: Tensor, activation: DynamicActivation | None) -> Tensor:
-    """Inputs as a loader's activation codes mean them: by token, the format of weights by row.
-
-    Args:
-        x: float32 ``[tokens, in]``.
-        activation: as the scheme says; one scale for the whole input means for all of ``x`` here.
-    """
-    if activation is None:
-        return x
-    by_token = activation.granularity == "token"
-    spec: AnyScaledWeight
-    if activation.format == "int8":
-        spec = (
-            Int8Channel(format="int8", granularity="channel")
-            if by_token
-            else Int8Tensor(format="int8", granularity="tensor")
-        )
-    else:
-        spec = (
-            Float8Channel(format=activation.format, granularity="channel")
-            if by_token
-            else Float8Tensor(format=activation.format, granularity="tensor")
-        )
-    found = quantize(x, spec)
-    return dequantize(found.codes, found.scale, spec)
+        return get_format(self._weight).decode(codes, scale, self._weight, zero_point=zeros)
 
 
 class _Whole:

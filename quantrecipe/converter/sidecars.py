@@ -100,14 +100,7 @@ def _fragment(plan: Plan, part: str) -> dict[str, Any] | None:
     return config_fragment(
         plan.target_layout,
         (
-            ConfiguredModule(
-                name=module.name,
-                scheme=module.scheme,
-                weight=module.weight,
-                activation=module.activation,
-                smoothed="smoothing" in module.outputs,
-                rotation=module.rotation,
-            )
+            ConfiguredModule.of(module, module.outputs)
             for module in plan.modules
             if module.part == part
         ),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quantrecipe import __version__
+from quantrecipe.converter.buffers import target_views
 from quantrecipe.converter.devices import CPU, Device
 from quantrecipe.converter.measured import column_importance
 from quantrecipe.converter.protocol import ErrorSums, Job
@@ -152,17 +153,11 @@ class _Work:
         if importance is not None:
             importance = importance.to(self.device.name)
         whole, fmt = weight.granularity == "tensor", get_format(weight)
-        scale = self._tensor_scale(module, weight, inputs, transform) if whole else None
+        given = self._tensor_scale(module, weight, inputs, transform) if whole else None
         errors: list[RowErrors] = []
         for start, stop in self._blocks(module):
             shape = (stop - start, module.source.in_features)
-            memory = self.device.memory
-            codes = memory.view("codes out", shape, fmt.code_dtype)
-            grid = weight.scale_grid(*shape)
-            if not whole:
-                scale = memory.view("scales out", grid, TORCH_DTYPES[weight.scale_dtype])
-            zeros = memory.view("zeros out", grid, torch.uint8) if weight.has_zero_points else None
-            assert scale is not None
+            codes, scale, zeros = target_views(self.device.memory, weight, shape, given)
             with naming(source, start, start // fmt.row_multiple(weight)):
                 codes_in, scales_in, factors, zeros_in = inputs.read(start, stop)
                 found = transform(

@@ -35,11 +35,7 @@ def check_copy(
     The shape may differ where the numbers are scales, which layouts shape differently.
     """
     if (original.dtype, original.nbytes) != (copied.dtype, copied.nbytes):
-        message = (
-            f"is {copied.dtype} {list(copied.shape)}, and {original.dtype} "
-            f"{list(original.shape)} in the source"
-        )
-        yield _differs("mistyped-tensor", message, copied)
+        yield _mistyped(original, copied)
         return
     for start in range(0, copied.nbytes, block_bytes):
         size = min(block_bytes, copied.nbytes - start)
@@ -68,11 +64,7 @@ def check_divided(
         InvalidInput: a number of the source cannot be divided.
     """
     if (original.dtype, original.shape) != (copied.dtype, copied.shape):
-        message = (
-            f"is {copied.dtype} {list(copied.shape)}, and {original.dtype} "
-            f"{list(original.shape)} in the source"
-        )
-        yield _differs("mistyped-tensor", message, copied)
+        yield _mistyped(original, copied)
         return
     with _naming(original):
         wanted = fold_vector(source.tensor(original), divisors)
@@ -139,6 +131,14 @@ def _bits(block: Tensor) -> npt.NDArray[np.generic]:
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[block.dtype.itemsize]
     found: npt.NDArray[np.generic] = block.view(integer).numpy()
     return found
+
+
+def _mistyped(original: TensorInfo, copied: TensorInfo) -> Problem:
+    message = (
+        f"is {copied.dtype} {list(copied.shape)}, and {original.dtype} "
+        f"{list(original.shape)} in the source"
+    )
+    return _differs("mistyped-tensor", message, copied)
 
 
 def _differs(kind: str, message: str, info: TensorInfo) -> Problem:

@@ -82,14 +82,7 @@ def written_configs(lock: Lock) -> dict[str, dict[str, Any]]:
         config = config_fragment(
             layout,
             (
-                ConfiguredModule(
-                    name=module.name,
-                    scheme=module.scheme,
-                    weight=module.weight,
-                    activation=module.activation,
-                    smoothed="smoothing" in module.tensors,
-                    rotation=module.rotation,
-                )
+                ConfiguredModule.of(module, module.tensors)
                 for module in lock.modules
                 if module.part == part
             ),

@@ -86,6 +86,11 @@ class PlannedModule:
         return sum(tensor.nbytes for tensor in self.outputs.values())
 
     @property
+    def rotation_size(self) -> int | None:
+        """The columns in a block of its rotation; ``None``: it is not rotated."""
+        return None if self.rotation is None else self.rotation.size
+
+    @property
     def copied(self) -> bool:
         """Whether its weight passes through byte for byte."""
         changed = self.disposition == "quantized" or self.multiplied or self.divided

@@ -11,10 +11,10 @@ where its scheme says so. Every other module is plain.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 from pydantic import ValidationError
 
@@ -74,6 +74,30 @@ class QuantizationConfig(Model):
     """For each of them, its modules. Every other module is plain."""
 
 
+class Stored(Protocol):
+    """A module of a plan or a lock."""
+
+    @property
+    def name(self) -> str:
+        """Its dotted name."""
+
+    @property
+    def scheme(self) -> str | None:
+        """The scheme's name."""
+
+    @property
+    def weight(self) -> AnyWeight:
+        """How its weight is stored."""
+
+    @property
+    def activation(self) -> DynamicActivation | None:
+        """How its activations are quantized."""
+
+    @property
+    def rotation(self) -> Hadamard | None:
+        """How its weight was rotated."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConfiguredModule:
     """A module as it is stored.
@@ -93,6 +117,18 @@ class ConfiguredModule:
     activation: DynamicActivation | None
     smoothed: bool
     rotation: Hadamard | None = None
+
+    @classmethod
+    def of(cls, module: Stored, roles: Collection[str]) -> ConfiguredModule:
+        """A module of a plan or a lock, with the roles of the tensors that it is stored as."""
+        return cls(
+            name=module.name,
+            scheme=module.scheme,
+            weight=module.weight,
+            activation=module.activation,
+            smoothed="smoothing" in roles,
+            rotation=module.rotation,
+        )
 
 
 def quantization_config(modules: Iterable[ConfiguredModule]) -> dict[str, Any] | None:

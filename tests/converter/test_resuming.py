@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ import torch
 
 from quantrecipe.checkpoint import Journal, OutputFiles, read_journal
 from quantrecipe.converter import convert, resuming, units
+from quantrecipe.converter.digesting import SourceDigests
 from quantrecipe.converter.working import UnitWorker
 from quantrecipe.schema.problems import InvalidInput, OutputError
+from quantrecipe.schema.tensors import SourceFileInfo
 from tests.converter.making import Json, parsed, read_lock, recipe, save, tree, weight_spec
 from tests.converter.waiting import LIMIT, wait_until
 
@@ -314,15 +317,30 @@ def test_a_second_one_is_refused_while_the_first_works(tmp_path: Path, source: P
 
 
 def test_the_source_is_hashed_once_in_all_attempts(
-    tmp_path: Path, source: Path, expected: dict[str, str], counting: Counting
+    tmp_path: Path,
+    source: Path,
+    expected: dict[str, str],
+    counting: Counting,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    hashed, real, counted = Event(), SourceDigests._hash, UnitWorker.perform
+
+    def _hash(digests: SourceDigests, file: SourceFileInfo) -> tuple[Path, str]:
+        found = real(digests, file)
+        hashed.set()
+        return found
+
+    def perform(worker: UnitWorker, unit: units.Unit, **keywords: Any) -> Any:
+        assert hashed.wait(LIMIT)  # hashing stands back for all else
+        return counted(worker, unit, **keywords)
+
+    monkeypatch.setattr(SourceDigests, "_hash", _hash)
+    monkeypatch.setattr(UnitWorker, "perform", perform)
     interrupt(counting, source, tmp_path / "out", after=MODULES)
     journal = read_journal(tmp_path / "out.partial" / "journal")
-    # The last digest may still be on its way when the attempt ends.
-    noted = {record["sha256"] for record in journal if "source" in record}
+    (noted,) = [record for record in journal if "source" in record]
     lock = read_lock(convert(parsed(recipe()), source, tmp_path / "out").out)
-    assert lock["source"][0]["sha256"] == tree(source)["m.safetensors"]
-    assert noted <= {lock["source"][0]["sha256"]}
+    assert lock["source"][0]["sha256"] == noted["sha256"] == tree(source)["m.safetensors"]
 
 
 def test_a_source_that_is_not_what_was_published_is_refused(tmp_path: Path, source: Path) -> None:

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from quantrecipe.checkpoint import SourceReader
-from quantrecipe.converter.buffers import Buffers
+from quantrecipe.converter.activations import as_quantized, prepared
+from quantrecipe.converter.buffers import Buffers, target_views
 from quantrecipe.converter.calibration import ModuleStatistics
 from quantrecipe.converter.protocol import DEFAULT_BLOCK_BYTES, Progress, silent
 from quantrecipe.converter.ranking.noise import Powers, WeightColumns
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.source_rows import SourceRows
 from quantrecipe.converter.units import row_blocks, rows_together
-from quantrecipe.formats import dequantize, get_format, quantize
-from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats import dequantize, get_format
 from quantrecipe.formats.rotation import rotate_
 from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.plan import PlannedModule
-from quantrecipe.schema.schemes import (
-    AnyScaledWeight,
-    DynamicActivation,
-    Float8Channel,
-    Float8Tensor,
-    Int8Channel,
-    Int8Tensor,
-    PlainWeight,
-)
-
-_AS_WEIGHTS: Final[Mapping[tuple[str, str], AnyScaledWeight]] = {
-    ("int8", "token"): Int8Channel(format="int8", granularity="channel"),
-    ("int8", "tensor"): Int8Tensor(format="int8", granularity="tensor"),
-    ("float8_e4m3fn", "token"): Float8Channel(format="float8_e4m3fn", granularity="channel"),
-    ("float8_e4m3fn", "tensor"): Float8Tensor(format="float8_e4m3fn", granularity="tensor"),
-}
-"""Activations are quantized as weights are, tokens in the place of output channels."""
+from quantrecipe.schema.schemes import AnyScaledWeight, DynamicActivation, PlainWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +76,7 @@ def measure(
     tokens = None if inputs is None else inputs.tokens_kept()
     kept = None
     if tokens is not None and len(tokens):
-        kept = _Kept(_prepared(tokens, factors, module), module.activation)
+        kept = _Kept(prepared(tokens, factors, module.rotation_size), module.activation)
     columns = module.source.in_features
     signal, noise, rotated = torch.zeros(3, columns, dtype=torch.float64)
     row_bytes = module.source.tensors["weight"].nbytes // module.source.out_features
@@ -137,19 +120,13 @@ class _Work:
     ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """First row, row after the last, smoothed and rotated weight, what stands for it."""
         source, weight = self.module.source, self.weight
-        info, whole = source.tensors["weight"], weight.granularity == "tensor"
-        fmt = get_format(weight)
-        scale = self._tensor_scale(transform, factors) if whole else None
+        info, fmt = source.tensors["weight"], get_format(weight)
+        whole = weight.granularity == "tensor"
+        given = self._tensor_scale(transform, factors) if whole else None
         for start, stop in self._ranges():
             shape = (stop - start, source.in_features)
             codes_in, scales_in, zeros_in = self.rows.stored(start, stop)
-            codes = self.buffers.view("codes out", shape, fmt.code_dtype)
-            grid, zeros = weight.scale_grid(*shape), None
-            if weight.has_zero_points:
-                zeros = self.buffers.view("zeros out", grid, torch.uint8)
-            if scale is None or not whole:
-                dtype = TORCH_DTYPES[weight.scale_dtype]
-                scale = self.buffers.view("scales out", grid, dtype)
+            codes, scale, zeros = target_views(self.buffers, weight, shape, given)
             with naming(info, start, start // fmt.row_multiple(weight)):
                 transform(
                     codes_in,
@@ -190,7 +167,7 @@ class _Kept:
 
     def __init__(self, tokens: Tensor, activation: DynamicActivation | None) -> None:
         self._tokens = tokens
-        self._rounded = tokens if activation is None else rounded(tokens, activation)
+        self._rounded = as_quantized(tokens, activation)
         self._signal, self._noise = torch.zeros(2, len(tokens), dtype=torch.float64)
 
     def add(self, weight: Tensor, hat: Tensor) -> None:
@@ -213,22 +190,7 @@ class _Kept:
         return Powers(count / count.sum(), signal, noise)
 
 
-def rounded(tokens: Tensor, activation: DynamicActivation) -> Tensor:
-    """What quantized activations stand for, float32 ``[tokens, in]``; all are one call's."""
-    spec = _AS_WEIGHTS[activation.format, activation.granularity]
-    found = quantize(tokens, spec)
-    return dequantize(found.codes, found.scale, spec)
-
-
 def _column_squares(block: Tensor) -> Tensor:
     """The sum of squares of each column, float64."""
     # A norm along rows takes several times as long on a CPU.
     return block.double().square_().sum(0)
-
-
-def _prepared(tokens: Tensor, factors: Tensor | None, module: PlannedModule) -> Tensor:
-    """Tokens as they are quantized: smoothed, then rotated."""
-    tokens = tokens if factors is None else tokens / factors
-    if module.rotation is None:
-        return tokens
-    return rotate_(tokens.clone(), module.rotation.size)

@@ -20,8 +20,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from quantrecipe.converter.activations import prepared
 from quantrecipe.converter.calibration import ModuleStatistics
-from quantrecipe.formats.rotation import rotate_
 from quantrecipe.schema.schemes import DynamicActivation
 
 _E4M3_RELATIVE: Final = 0.75 / torch.log(torch.tensor(4.0)).item() / 12 / 2**6
@@ -215,8 +215,7 @@ def largest_rotated(
     bins = len(moments)
     kept, count = inputs.tokens_kept(), moments.shape[1]
     if kept is not None and len(kept):
-        values = kept.clone() if factors is None else kept / factors
-        squares = rotate_(values, rotation).abs().amax(1).double().square()
+        squares = prepared(kept, factors, rotation).abs().amax(1).double().square()
         largest = squares.mean() if activation.granularity == "token" else squares.amax()
         return largest.expand(bins)
     if activation.granularity == "tensor" and inputs.tokens is not None:

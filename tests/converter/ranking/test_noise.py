@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from quantrecipe.converter.activations import as_quantized
 from quantrecipe.converter.calibration import ModuleStatistics
-from quantrecipe.converter.ranking.measuring import rounded
 from quantrecipe.converter.ranking.noise import (
     WeightColumns,
     largest_squares,
@@ -52,7 +52,7 @@ def real(x: Tensor, weight: Tensor, name: str, activation: DynamicActivation | N
     found = quantize(weight, spec)
     hat = dequantize(found.codes, found.scale, spec)
     outputs = x.double() @ weight.double().T
-    inputs = x if activation is None else rounded(x, activation)
+    inputs = x if activation is None else as_quantized(x, activation)
     error = inputs.double() @ hat.double().T - outputs
     return outputs.square().sum(1).mean(), error.square().sum(1).mean(), hat
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from quantrecipe.converter import convert, open_recipe, plan
+from quantrecipe.converter.activations import as_quantized
 from quantrecipe.converter.ranking import decibels, measuring, rank
-from quantrecipe.converter.ranking.measuring import rounded
 from quantrecipe.converter.smoothing import smoothquant_factors
 from quantrecipe.formats import dequantize, quantize
 from quantrecipe.schema.dtypes import PlainDType
@@ -100,7 +100,7 @@ def test_figures_are_those_of_whole_tensors(
     hat = dequantize(stored.codes, stored.scale, spec)
     assert found.weight_noise == pytest.approx(powers(hat.double(), (whole * factors).double()))
     kept = x[:: TOKENS // 8][:8]
-    inputs = rounded(kept / factors, DynamicActivation.model_validate(TOKEN))
+    inputs = as_quantized(kept / factors, DynamicActivation.model_validate(TOKEN))
     outputs, wanted = inputs.double() @ hat.double().T, kept.double() @ whole.double().T
     assert found.measured == pytest.approx(powers(outputs, wanted), rel=1e-3)
     assert (found.noise, found.basis, found.tokens) == (found.measured, "tokens", 8)
