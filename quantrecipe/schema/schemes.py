@@ -7,6 +7,7 @@ plan needs that from headers alone. How numbers become codes lives in ``quantrec
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -16,6 +17,9 @@ from quantrecipe.schema.dtypes import PlainDType
 
 Float8Name = Literal["float8_e4m3fn", "float8_e5m2"]
 ScaleDType = Literal["float32", "float16", "bfloat16"]
+BlockScaleDType = Literal["float8_e8m0fnu", "float8_e4m3fn", "uint8"]
+"""What scales of blocks that have a second level, or are powers of two, are stored in."""
+
 GranularityName = Literal["tensor", "channel", "group", "block"]
 FormatName = Literal[
     "float64",
@@ -27,9 +31,32 @@ FormatName = Literal[
     "float8_e5m2",
     "int4",
     "nf4",
+    "llm_int8",
+    "mxfp8",
+    "mxfp4",
+    "nvfp4",
+    "q8_0",
+    "q4_0",
+    "q4_k",
+    "q6_k",
 ]
-ScaledFormatName = Literal["int8", "float8_e4m3fn", "float8_e5m2", "int4", "nf4"]
-PACKED_FORMATS: Final[tuple[ScaledFormatName, ...]] = ("int4", "nf4")
+RecordFormatName = Literal["q8_0", "q4_0", "q4_k", "q6_k"]
+ScaledFormatName = Literal[
+    "int8",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "int4",
+    "nf4",
+    "llm_int8",
+    "mxfp8",
+    "mxfp4",
+    "nvfp4",
+    "q8_0",
+    "q4_0",
+    "q4_k",
+    "q6_k",
+]
+PACKED_FORMATS: Final[tuple[ScaledFormatName, ...]] = ("int4", "nf4", "mxfp4", "nvfp4")
 """Formats whose codes are smaller than a byte: every layout says how it packs them."""
 
 SmoothingPlacement = Literal["online", "fold"]
@@ -66,7 +93,19 @@ class ClipSearch(Model):
         return tuple((steps - step + step * least) / steps for step in range(steps + 1))
 
 
+class OcpFloor(Model):
+    """The power of two that the OCP MX specification (1.0, section 6.3) chooses for a block.
+
+    ``2^(floor(log2(amax)) - floor(log2(largest code)))``: the largest numbers of a block may be
+    clamped. With absmax it is the least power of two that clamps nothing.
+    """
+
+    kind: Literal["ocp-floor"]
+
+
 Quantizer = Annotated[Absmax | ClipSearch, Discriminator("kind")]
+MxQuantizer = Annotated[Absmax | OcpFloor, Discriminator("kind")]
+AnyQuantizer = Absmax | ClipSearch | OcpFloor
 
 
 class PlainWeight(Model):
@@ -89,16 +128,40 @@ class ScaledWeight(Model):
     granularity: GranularityName
     """How many numbers share one scale."""
 
-    scale_dtype: ScaleDType = "float32"
+    scale_dtype: ScaleDType | BlockScaleDType = "float32"
     """The dtype scales are stored in; codes are computed from the stored scale."""
 
-    quantizer: Quantizer = Absmax(kind="absmax")
+    quantizer: AnyQuantizer = Absmax(kind="absmax")
     """How scales are chosen. It never changes what a reader must know."""
 
     @property
     def code_dtype(self) -> str:
         """The dtype of one code in memory; a layout may pack several into one stored number."""
         return self.format
+
+    def code_columns(self, in_features: int) -> int:
+        """How many codes a row has in memory: one for each number, or the bytes of its records."""
+        return in_features
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether scales are tensors; otherwise they lie between the codes, in records."""
+        return True
+
+    @property
+    def has_two_levels(self) -> bool:
+        """Whether scales are stored as numbers that a second level of scales multiplies."""
+        return False
+
+    @property
+    def grid_dtype(self) -> str:
+        """The dtype of the grid of scales that codes are computed with."""
+        return "float32" if self.has_two_levels else self.scale_dtype
+
+    @property
+    def scales_together(self) -> bool:
+        """Whether no scale is known before all of the weight has been seen."""
+        return self.granularity == "tensor" or self.has_two_levels
 
     @property
     def has_zero_points(self) -> bool:
@@ -124,7 +187,17 @@ class ScaledWeight(Model):
         return None
 
 
-class _Tensor(ScaledWeight):
+class _Freely(ScaledWeight):
+    """Scales of any plain dtype, chosen in any way."""
+
+    scale_dtype: ScaleDType = "float32"
+    """The dtype scales are stored in; codes are computed from the stored scale."""
+
+    quantizer: Quantizer = Absmax(kind="absmax")
+    """How scales are chosen. It never changes what a reader must know."""
+
+
+class _Tensor(_Freely):
     granularity: Literal["tensor"]
     """One scale for the whole weight."""
 
@@ -132,7 +205,7 @@ class _Tensor(ScaledWeight):
         return out_features, in_features
 
 
-class _Channel(ScaledWeight):
+class _Channel(_Freely):
     granularity: Literal["channel"]
     """One scale for each output channel (each row)."""
 
@@ -156,7 +229,7 @@ class Int8Channel(_Int8, _Channel):
     """int8, one scale for each output channel."""
 
 
-class Int8Group(_Int8, ScaledWeight):
+class Int8Group(_Int8, _Freely):
     """int8, one scale for each run of ``group_size`` input columns in a row."""
 
     granularity: Literal["group"]
@@ -185,7 +258,7 @@ class Float8Channel(_Float8, _Channel):
     """fp8, one scale for each output channel."""
 
 
-class Float8Block(_Float8, ScaledWeight):
+class Float8Block(_Float8, _Freely):
     """fp8, one scale for each block; blocks at the edges may be smaller."""
 
     granularity: Literal["block"]
@@ -201,7 +274,7 @@ class Float8Block(_Float8, ScaledWeight):
         return self.block_size
 
 
-class Int4Group(ScaledWeight):
+class Int4Group(_Freely):
     """int4, one scale for each run of ``group_size`` input columns in a row."""
 
     format: Literal["int4"]
@@ -231,7 +304,7 @@ class Int4Group(ScaledWeight):
         return _whole_groups(in_features, self.group_size, "group_size")
 
 
-class Nf4(ScaledWeight):
+class Nf4(_Freely):
     """nf4, one scale for each run of ``block_size`` input columns in a row."""
 
     format: Literal["nf4"]
@@ -248,6 +321,10 @@ class Nf4(ScaledWeight):
     scale_dtype: Literal["float32"] = "float32"
     """The dtype scales are stored in."""
 
+    double_quantized: bool = False
+    """Whether scales are themselves stored as 8-bit codes: of the scales less their mean, in blocks
+    of 256 (QLoRA, arXiv 2305.14314, section 3)."""
+
     @property
     def code_dtype(self) -> str:
         return "uint8"
@@ -256,11 +333,179 @@ class Nf4(ScaledWeight):
     def has_zero_scales(self) -> bool:
         return True
 
+    @property
+    def has_two_levels(self) -> bool:
+        return self.double_quantized
+
     def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
         return 1, self.block_size
 
     def refuses(self, out_features: int, in_features: int) -> str | None:
-        return _whole_groups(in_features, self.block_size, "block_size")
+        return _whole_groups(in_features, self.block_size, "block_size") or _searched(
+            self.double_quantized, self.quantizer
+        )
+
+
+class LlmInt8(ScaledWeight):
+    """int8 as LLM.int8() stores it (arXiv 2208.07339): the scale is the row's absolute maximum."""
+
+    format: Literal["llm_int8"]
+    """Signed 8-bit codes in [-127, 127]; ``w = code * scale * (1 / 127)``."""
+
+    granularity: Literal["channel"]
+    """One scale, the absolute maximum, for each output channel (each row)."""
+
+    scale_dtype: Literal["float32"] = "float32"
+    """The dtype scales are stored in."""
+
+    quantizer: Absmax = Absmax(kind="absmax")
+    """How scales are chosen."""
+
+    @property
+    def code_dtype(self) -> str:
+        return "int8"
+
+    @property
+    def has_zero_scales(self) -> bool:
+        return True
+
+    def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        return 1, in_features
+
+
+class _Mx(ScaledWeight):
+    """Blocks of 32 with a power of two each (OCP Microscaling Formats, 1.0)."""
+
+    granularity: Literal["group"]
+    """One scale for each run of ``group_size`` input columns in a row."""
+
+    group_size: Annotated[Literal[32], exactly(int, "32")] = 32
+    """Columns that share a scale; divides the number of input features."""
+
+    scale_dtype: Literal["float8_e8m0fnu"] = "float8_e8m0fnu"
+    """The dtype scales are stored in: powers of two."""
+
+    quantizer: MxQuantizer = Absmax(kind="absmax")
+    """How scales are chosen: the least power of two that clamps nothing, or that of the
+    specification. It never changes what a reader must know."""
+
+    def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        return 1, self.group_size
+
+    def refuses(self, out_features: int, in_features: int) -> str | None:
+        return _whole_groups(in_features, self.group_size, "group_size")
+
+
+class MxFp8(_Mx):
+    """mxfp8: fp8 codes, a power of two for each 32 of a row."""
+
+    format: Literal["mxfp8"]
+    """8-bit floating-point codes (e4m3), clamped to the largest finite value before the cast."""
+
+    @property
+    def code_dtype(self) -> str:
+        return "float8_e4m3fn"
+
+
+class MxFp4(_Mx):
+    """mxfp4: fp4 codes, a power of two for each 32 of a row."""
+
+    format: Literal["mxfp4"]
+    """Codes 0 to 15: sign, two bits of exponent, one of mantissa (e2m1), up to 6."""
+
+    @property
+    def code_dtype(self) -> str:
+        return "uint8"
+
+
+class NvFp4(ScaledWeight):
+    """nvfp4: fp4 codes, an fp8 scale for each 16 of a row, and a float32 scale over all of them."""
+
+    format: Literal["nvfp4"]
+    """Codes 0 to 15: sign, two bits of exponent, one of mantissa (e2m1), up to 6."""
+
+    granularity: Literal["group"]
+    """One scale for each run of ``group_size`` input columns in a row."""
+
+    group_size: Annotated[Literal[16], exactly(int, "16")] = 16
+    """Columns that share a scale; divides the number of input features."""
+
+    scale_dtype: Literal["float8_e4m3fn"] = "float8_e4m3fn"
+    """The dtype block scales are stored in; one float32 scale multiplies all of them."""
+
+    quantizer: Absmax = Absmax(kind="absmax")
+    """How scales are chosen."""
+
+    @property
+    def code_dtype(self) -> str:
+        return "uint8"
+
+    @property
+    def has_zero_scales(self) -> bool:
+        return True
+
+    @property
+    def has_two_levels(self) -> bool:
+        return True
+
+    def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        return 1, self.group_size
+
+    def refuses(self, out_features: int, in_features: int) -> str | None:
+        return _whole_groups(in_features, self.group_size, "group_size")
+
+
+_RECORDS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
+    {"q8_0": (32, 34), "q4_0": (32, 18), "q4_k": (256, 144), "q6_k": (256, 210)}
+)
+
+
+class GgmlRecords(ScaledWeight):
+    """A format of ggml: records that hold codes and their scales."""
+
+    format: RecordFormatName
+    """Which: ``q8_0`` and ``q4_0`` have 32 numbers in a record, ``q4_k`` and ``q6_k`` 256."""
+
+    granularity: Literal["block"]
+    """Scales for each record, inside it."""
+
+    scale_dtype: Literal["float16"] = "float16"
+    """The dtype of the scales inside a record."""
+
+    quantizer: Absmax = Absmax(kind="absmax")
+    """How scales are chosen: as the format's own encoder does."""
+
+    @property
+    def code_dtype(self) -> str:
+        return "uint8"
+
+    @property
+    def has_scales(self) -> bool:
+        return False
+
+    @property
+    def record(self) -> tuple[int, int]:
+        """Numbers in a record, and its bytes."""
+        return _RECORDS[self.format]
+
+    def code_columns(self, in_features: int) -> int:
+        numbers, size = self.record
+        return in_features // numbers * size
+
+    def scale_grid(self, out_features: int, in_features: int) -> tuple[int, int]:
+        return out_features, 0
+
+    def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        return 1, self.record[0]
+
+    def refuses(self, out_features: int, in_features: int) -> str | None:
+        return _whole_groups(in_features, self.record[0], "the numbers in a record,")
+
+
+def _searched(two_levels: bool, quantizer: AnyQuantizer) -> str | None:
+    if two_levels and isinstance(quantizer, ClipSearch):
+        return "scales of two levels are not searched; use the quantizer absmax"
+    return None
 
 
 def _whole_groups(in_features: int, size: int, name: str) -> str | None:
@@ -271,9 +516,22 @@ def _whole_groups(in_features: int, size: int, name: str) -> str | None:
 
 Int8Weight = Annotated[Int8Tensor | Int8Channel | Int8Group, Discriminator("granularity")]
 Float8Weight = Annotated[Float8Tensor | Float8Channel | Float8Block, Discriminator("granularity")]
-AnyQuantizedWeight = Annotated[Int8Weight | Float8Weight | Int4Group | Nf4, Discriminator("format")]
+AnyQuantizedWeight = Annotated[
+    Int8Weight | Float8Weight | Int4Group | Nf4 | LlmInt8 | MxFp8 | MxFp4 | NvFp4 | GgmlRecords,
+    Discriminator("format"),
+]
 Weight = Annotated[
-    PlainWeight | Int8Weight | Float8Weight | Int4Group | Nf4, Discriminator("format")
+    PlainWeight
+    | Int8Weight
+    | Float8Weight
+    | Int4Group
+    | Nf4
+    | LlmInt8
+    | MxFp8
+    | MxFp4
+    | NvFp4
+    | GgmlRecords,
+    Discriminator("format"),
 ]
 AnyScaledWeight = (
     Int8Tensor
@@ -284,6 +542,11 @@ AnyScaledWeight = (
     | Float8Block
     | Int4Group
     | Nf4
+    | LlmInt8
+    | MxFp8
+    | MxFp4
+    | NvFp4
+    | GgmlRecords
 )
 AnyWeight = PlainWeight | AnyScaledWeight
 
