@@ -52,7 +52,13 @@ def check_installation() -> None:
     package = Path(str(files("quantrecipe")))
     if "site-packages" not in package.parts:
         sys.exit(f"not the installed package: {package}")
-    for pattern in ("py.typed", "schema/v1/*.json", "layouts/*.json", "recipes/*.json"):
+    for pattern in (
+        "py.typed",
+        "schema/v1/*.json",
+        "layouts/*.json",
+        "names/*.json",
+        "recipes/*.json",
+    ):
         if not any(package.glob(pattern)):
             sys.exit(f"the wheel lacks {pattern}")
     print(f"quantrecipe {quantrecipe.__version__} in {package}")

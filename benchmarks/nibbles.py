@@ -22,8 +22,8 @@ from torch import Tensor
 
 from quantrecipe.formats import Quantized, dequantize, quantize
 from quantrecipe.formats.packing import pack, unpack
-from quantrecipe.schema.packings import PACKINGS, Packing
 from quantrecipe.schema.schemes import AnyScaledWeight, Int4Group, Nf4
+from quantrecipe.schema.storage import PACKINGS, Packing
 
 INT4 = Int4Group(format="int4", granularity="group", group_size=128)
 NF4 = Nf4(format="nf4", granularity="block", block_size=64)

@@ -110,6 +110,7 @@ assert "torch" not in sys.modules, "torch was imported"
         ["--version"],
         ["convert", "--help"],
         ["rank", "--help"],
+        ["diff", "--help"],
         ["tune", "--help"],
         ["calibrate", "--help"],
         ["validate", RECIPE],

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from quantrecipe.schema.registry import layout_names
+from quantrecipe.schema.registry import LAYOUTS, NAMES
 from quantrecipe.schema.semantics import recipe_problems
-from quantrecipe.schema.validation import parse_layout, parse_recipe
+from quantrecipe.schema.validation import parse_layout, parse_names, parse_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,9 +40,11 @@ def test_documents_hold(name: str) -> None:
     document = json.loads(text)
     if document["kind"] == "layout":
         assert parse_layout(text, name).name == document["name"]
+    elif document["kind"] == "names":
+        assert parse_names(text, name).name == document["name"]
     else:
         assert parse_recipe(text, name).name == document["name"]
-        assert not list(recipe_problems(document, layout_names()))
+        assert not list(recipe_problems(document, LAYOUTS, NAMES))
 
 
 def test_the_example_of_loading_a_model_runs(

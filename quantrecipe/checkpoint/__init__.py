@@ -2,6 +2,7 @@
 
 from quantrecipe.checkpoint.destination import check_destination
 from quantrecipe.checkpoint.errors import OutputExists, SourceError
+from quantrecipe.checkpoint.gguf import read_gguf_header, read_gguf_header_bytes
 from quantrecipe.checkpoint.hashing import digests, file_sha256, xxh3_128
 from quantrecipe.checkpoint.header import read_header, read_header_bytes
 from quantrecipe.checkpoint.journal import Journal, read_journal
@@ -23,6 +24,8 @@ __all__ = [
     "lay_out",
     "locate",
     "open_parts",
+    "read_gguf_header",
+    "read_gguf_header_bytes",
     "read_header",
     "read_header_bytes",
     "read_journal",

@@ -11,9 +11,13 @@ from quantrecipe.checkpoint.foreign import ONLY_SAFETENSORS
 from quantrecipe.schema.problems import closest
 
 SUFFIX: Final = ".safetensors"
+GGUF_SUFFIX: Final = ".gguf"
+SUFFIXES: Final = (SUFFIX, GGUF_SUFFIX)
+"""What files of weights are called that are read."""
+
 INDEX_SUFFIX: Final = ".safetensors.index.json"
 _FOREIGN: Final = frozenset(
-    {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".onnx", ".h5", ".msgpack", ".npz"}
+    {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".h5", ".msgpack", ".npz"}
 )
 
 
@@ -23,7 +27,7 @@ class Found:
 
     Attributes:
         indexes: files that say in which shard each tensor lies.
-        files: safetensors files.
+        files: safetensors and GGUF files.
         foreign: weights in containers that are not read.
         parts: folders right below that hold safetensors files or an index.
         others: everything else.
@@ -70,7 +74,7 @@ def look_into(folder: Path) -> Found:
             (parts if _has_weights(path) else others).append(path.name)
         elif path.name.endswith(INDEX_SUFFIX):
             indexes.append(path.name)
-        elif path.name.endswith(SUFFIX):
+        elif path.name.endswith(SUFFIXES):
             files.append(path.name)
         elif path.suffix.lower() in _FOREIGN:
             foreign.append(path.name)
@@ -98,7 +102,7 @@ def near_miss(path: Path) -> str | None:
 
 def _has_weights(folder: Path) -> bool:
     try:
-        return any(path.name.endswith((SUFFIX, INDEX_SUFFIX)) for path in folder.iterdir())
+        return any(path.name.endswith((*SUFFIXES, INDEX_SUFFIX)) for path in folder.iterdir())
     except OSError:
         return False
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 ONLY_SAFETENSORS: Final = (
-    "Only safetensors is read: nothing is ever unpickled, and no other container is opened."
+    "Only safetensors and GGUF are read: nothing is ever unpickled, and no other container is "
+    "opened."
 )
 _CONVERT: Final = f"{ONLY_SAFETENSORS} Save it as safetensors with the library that wrote it."
 _AGAIN: Final = "The download went wrong: fetch the file again."
@@ -21,7 +22,6 @@ _MAGIC: Final[tuple[tuple[bytes, str, str], ...]] = (
     (b"\x80\x03", "a Python pickle", _CONVERT),
     (b"\x80\x04", "a Python pickle", _CONVERT),
     (b"\x80\x05", "a Python pickle", _CONVERT),
-    (b"GGUF", "a GGUF file", _CONVERT),
     (b"\x89HDF\r\n", "an HDF5 file", _CONVERT),
     (b"\x93NUMPY", "a NumPy array file", _CONVERT),
     (b"\x1f\x8b", "a gzip archive", "Unpack it first."),

@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
+from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
 from typing import Final
 
 from quantrecipe.checkpoint.entries import Entry, check_coverage, read_entry, read_metadata
-from quantrecipe.checkpoint.errors import SourceError
 from quantrecipe.checkpoint.foreign import ONLY_SAFETENSORS, recognise
+from quantrecipe.checkpoint.opening import limited, read_exactly, refuse, regular_file
 from quantrecipe.checkpoint.scan import ScanError, Scanner
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
 
 MAX_HEADER_BYTES: Final = 100_000_000
 LENGTH_BYTES: Final = 8
-_MOST_PROBLEMS: Final = 20
+MAX_MARKER_BYTES: Final = 1024
+"""The largest tensor whose content is read along with the header."""
+
+_MOST_MARKERS: Final = 1 << 16
 _MAGIC_BYTES: Final = 64
 
 
@@ -53,32 +56,8 @@ def read_header_bytes(path: Path, relative: str | None = None) -> tuple[SourceFi
             found (at most 20, then a count).
         SourceError: it is there and cannot be read.
     """
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-            raise _refuse(path, "not-a-file", f"is {what}", "Name a .safetensors file.")
-        with path.open("rb", buffering=0) as file:
-            return _read(file, path, relative if relative is not None else path.name)
-    except (FileNotFoundError, NotADirectoryError):
-        hint = "It is a symlink whose target is gone." if path.is_symlink() else None
-        raise _refuse(path, "missing-file", "there is no such file", hint) from None
-    except OSError as error:
-        raise SourceError(path, error) from error
-
-
-def read_exactly(file: FileIO, count: int) -> bytearray:
-    """``count`` bytes, or fewer if the file ends before."""
-    buffer = bytearray(count)
-    view = memoryview(buffer)
-    done = 0
-    while done < count:
-        got = file.readinto(view[done:])
-        if not got:
-            view.release()
-            return buffer[:done]
-        done += got
-    return buffer
+    with regular_file(path, "Name a .safetensors file.") as file:
+        return _read(file, path, relative if relative is not None else path.name)
 
 
 def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, bytearray]:
@@ -87,7 +66,7 @@ def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, byte
     try:
         text = header[LENGTH_BYTES:].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _refuse(
+        raise refuse(
             path, "header-not-json", f"the header is not UTF-8 text: {error.reason}"
         ) from None
     entries, metadata, problems = _parse(text, path)
@@ -96,7 +75,8 @@ def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, byte
     if not problems:
         problems = check_coverage(entries, payload, path)
     if problems:
-        raise InvalidInput(_limited(problems, path))
+        raise InvalidInput(limited(problems, path))
+    contents = _contents(file, entries, len(header))
     tensors = {
         entry.name: TensorInfo(
             name=entry.name,
@@ -105,6 +85,7 @@ def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, byte
             file=path,
             offset=len(header) + entry.begin,
             nbytes=entry.end - entry.begin,
+            content=contents.get(entry.name),
         )
         for entry in entries
     }
@@ -120,10 +101,26 @@ def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, byte
     return found, header
 
 
+def _contents(file: FileIO, entries: Iterable[Entry], payload: int) -> dict[str, bytes]:
+    """Small tensors that hold a JSON object: they say how their modules are stored."""
+    found: dict[str, bytes] = {}
+    for entry in entries:
+        size = entry.end - entry.begin
+        if entry.dtype != "uint8" or len(entry.shape) != 1 or not 2 <= size <= MAX_MARKER_BYTES:
+            continue
+        file.seek(payload + entry.begin)
+        content = bytes(read_exactly(file, size))
+        if content.startswith(b"{"):
+            found[entry.name] = content
+        if len(found) == _MOST_MARKERS:
+            break
+    return found
+
+
 def _header_bytes(file: FileIO, path: Path, size: int) -> bytearray:
     """The length field and the header, after the length was held against the file's size."""
     if size == 0:
-        raise _refuse(
+        raise refuse(
             path, "empty-file", "is empty", "The download or the copy went wrong: fetch it again."
         )
     start = bytes(read_exactly(file, min(size, _MAGIC_BYTES)))
@@ -152,7 +149,7 @@ def _header_bytes(file: FileIO, path: Path, size: int) -> bytearray:
     file.seek(0)
     header = read_exactly(file, LENGTH_BYTES + length)
     if len(header) < LENGTH_BYTES + length:
-        raise _refuse(path, "truncated-file", "became shorter while it was read")
+        raise refuse(path, "truncated-file", "became shorter while it was read")
     return header
 
 
@@ -197,22 +194,10 @@ def _duplicate(path: Path, name: str) -> Problem:
     )
 
 
-def _limited(problems: list[Problem], path: Path) -> list[Problem]:
-    more = len(problems) - _MOST_PROBLEMS
-    if more <= 0:
-        return problems
-    rest = Problem(kind="more-problems", message=f"and {more:,} more problems", file=str(path))
-    return [*problems[:_MOST_PROBLEMS], rest]
-
-
-def _refuse(path: Path, kind: str, message: str, hint: str | None = None) -> InvalidInput:
-    return InvalidInput(Problem(kind=kind, message=message, hint=hint, file=str(path)))
-
-
 def _not_safetensors(path: Path, start: bytes, kind: str, message: str) -> InvalidInput:
     known = recognise(start)
     if known is None:
-        return _refuse(
+        return refuse(
             path,
             kind,
             message,
@@ -220,4 +205,4 @@ def _not_safetensors(path: Path, start: bytes, kind: str, message: str) -> Inval
             + ONLY_SAFETENSORS,
         )
     what, hint = known
-    return _refuse(path, "not-safetensors", f"is {what}", hint)
+    return refuse(path, "not-safetensors", f"is {what}", hint)

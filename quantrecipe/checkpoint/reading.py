@@ -97,8 +97,7 @@ class SourceReader:
                     raise ValueError(
                         f"{info.name}: bytes {start} to {start + len(view)} of {info.nbytes}"
                     )
-                with self._borrow(info) as opened:
-                    self._fill(opened, info, start, view)
+                self._read(info, start, view)
 
     def announce(self, info: TensorInfo, start: int, nbytes: int) -> None:
         """Have the system fetch bytes of a tensor that will be read soon, where it listens.
@@ -108,9 +107,30 @@ class SourceReader:
         """
         if not nbytes or not hasattr(os, "posix_fadvise"):
             return
+        for piece, first, _, size in _pieces(info, start, nbytes):
+            self.announce(piece, first, size)
+        if info.pieces or info.times > 1:
+            return
         with suppress(InvalidInput, SourceError, OSError), self._borrow(info) as opened:
             place = info.offset + start
             os.posix_fadvise(opened.file.fileno(), place, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def _read(self, info: TensorInfo, start: int, view: memoryview) -> None:
+        if info.pieces:
+            for piece, first, done, size in _pieces(info, start, len(view)):
+                with view[done : done + size] as part:
+                    self._read(piece, first, part)
+        elif info.times > 1:
+            # What is repeated is a scale, and fits in anywhere.
+            once = bytearray(info.nbytes // info.times)
+            with memoryview(once) as whole, self._borrow(info) as opened:
+                self._fill(opened, info, 0, whole)
+            skipped = start % len(once)
+            repeated = once * (-(-(skipped + len(view)) // len(once)))
+            view[:] = repeated[skipped : skipped + len(view)]
+        else:
+            with self._borrow(info) as opened:
+                self._fill(opened, info, start, view)
 
     def _fill(self, opened: _OpenFile, info: TensorInfo, start: int, view: memoryview) -> None:
         done = 0
@@ -170,6 +190,23 @@ class SourceReader:
             file.close()
             raise
         return _OpenFile(file)
+
+
+def _pieces(
+    info: TensorInfo, start: int, nbytes: int
+) -> Iterator[tuple[TensorInfo, int, int, int]]:
+    """The pieces of a tensor that a range of its bytes lies in.
+
+    Yields:
+        Each piece, the first byte of it, how many bytes of the range come before, and how many
+        there are of it.
+    """
+    position = 0
+    for piece in info.pieces:
+        first, last = max(start, position), min(start + nbytes, position + piece.nbytes)
+        if first < last:
+            yield piece, first - position, first - start, last - first
+        position += piece.nbytes
 
 
 def _announce(file: FileIO) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from quantrecipe.checkpoint.containers import read_any_header
 from quantrecipe.checkpoint.errors import SourceError, some
 from quantrecipe.checkpoint.folder import INDEX_SUFFIX, SUFFIX, Found, look_into, near_miss
-from quantrecipe.checkpoint.header import read_header
 from quantrecipe.checkpoint.index import check_index, read_index
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.tensors import SourceFileInfo, SourcePart, TensorInfo
@@ -65,7 +65,7 @@ class _Reader:
             try:
                 if path not in self._known:
                     relative = path.relative_to(base).as_posix()
-                    self._known[path] = read_header(path, relative)
+                    self._known[path] = read_any_header(path, relative)
                 files.append(self._known[path])
             except InvalidInput as error:
                 problems.extend(error.problems)
@@ -120,7 +120,7 @@ def _undecided(found: Found, root: Path, name: str, folder: Path) -> Problem:
     prefix = "" if below == "." else f"{below}/"
     if found.indexes or found.files:
         candidates = found.indexes or found.files
-        what = "indexes" if found.indexes else "safetensors files and no index"
+        what = "indexes" if found.indexes else "files of weights and no index"
         every = "" if found.indexes else f', or "{prefix}*{SUFFIX}" for all of them'
         return Problem(
             kind="ambiguous-part",

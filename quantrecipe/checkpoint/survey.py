@@ -11,15 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from quantrecipe.checkpoint.containers import read_any_header
 from quantrecipe.checkpoint.errors import SourceError, some
-from quantrecipe.checkpoint.folder import INDEX_SUFFIX, SUFFIX, Found, look_into
-from quantrecipe.checkpoint.header import read_header
+from quantrecipe.checkpoint.folder import (
+    GGUF_SUFFIX,
+    INDEX_SUFFIX,
+    SUFFIX,
+    SUFFIXES,
+    Found,
+    look_into,
+)
 from quantrecipe.checkpoint.source import open_parts
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.tensors import SourceFileInfo, SourcePart, TensorInfo
 
 _SHARD: Final = re.compile(r"^(.*)-([0-9]{5})-of-([0-9]{5})\.safetensors$")
-_GGUF: Final = b"GGUF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +50,12 @@ class Survey:
         pieces: in the order of their locations, or as named.
         problems: what is wrong with files, headers and indexes.
         notes: what is worth knowing and no fault.
-        gguf: GGUF files, which are recognised and not opened.
     """
 
     root: Path
     pieces: tuple[Piece, ...]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
-    gguf: tuple[Path, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -71,7 +75,7 @@ def survey(path: Path, parts: Mapping[str, str] | None = None) -> Survey:
     """Find and open what is at a path.
 
     Args:
-        path: a safetensors file, an index, or a folder with either, or a folder of such folders.
+        path: a safetensors or GGUF file, an index, a folder with either, or one of such folders.
         parts: part name to location below ``path``, where the caller knows them.
 
     Raises:
@@ -79,8 +83,6 @@ def survey(path: Path, parts: Mapping[str, str] | None = None) -> Survey:
         SourceError: something is there and cannot be read.
     """
     try:
-        if path.is_file() and _is_gguf(path):
-            return Survey(path, (), (), (), (path,))
         if path.is_file() and path.name.endswith(INDEX_SUFFIX):
             path, location = path.parent, path.name
             return _open(path, parts or {"model": location}, [], [])
@@ -107,9 +109,6 @@ def _survey_folder(root: Path) -> Survey:
         for part in found.parts:
             inner = look_into(root / part)
             locations |= _locations(root / part, inner, f"{part}/", problems, notes)
-    gguf = [root / name for name in found.foreign if _is_gguf(root / name)]
-    if not locations and gguf:
-        return Survey(root, (), (), (), tuple(gguf))
     return _open(root, _by_name(locations) or {"model": "."}, problems, notes)
 
 
@@ -183,7 +182,7 @@ def _by_name(locations: Mapping[str, str]) -> dict[str, str]:
 
 
 def _stem(file: str) -> str:
-    return file.removesuffix(INDEX_SUFFIX).removesuffix(SUFFIX)
+    return file.removesuffix(INDEX_SUFFIX).removesuffix(SUFFIX).removesuffix(GGUF_SUFFIX)
 
 
 def _open(
@@ -216,14 +215,14 @@ def _salvage(root: Path, name: str, location: str, problems: list[Problem]) -> S
     if place.name.endswith(INDEX_SUFFIX):
         place = place.parent
     if place.is_dir():
-        paths = sorted(path for path in place.iterdir() if path.name.endswith(SUFFIX))
+        paths = sorted(path for path in place.iterdir() if path.name.endswith(SUFFIXES))
     else:
         paths = sorted(root.glob(location)) if "*" in location else []
     files: list[SourceFileInfo] = []
     tensors: dict[str, TensorInfo] = {}
     for path in paths:
         try:
-            file = read_header(path, path.relative_to(root).as_posix())
+            file = read_any_header(path, path.relative_to(root).as_posix())
         except InvalidInput as error:
             problems += error.problems
             continue
@@ -232,8 +231,3 @@ def _salvage(root: Path, name: str, location: str, problems: list[Problem]) -> S
     if not files:
         return None
     return SourcePart(name, files[0].path.parent, tuple(files), tensors)
-
-
-def _is_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_GGUF)) == _GGUF

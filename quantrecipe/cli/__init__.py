@@ -14,6 +14,7 @@ COMMANDS: Final = {
     "validate": "quantrecipe.cli.validate:validate",
     "inspect": "quantrecipe.cli.inspect:inspect",
     "verify": "quantrecipe.cli.verify:verify",
+    "diff": "quantrecipe.cli.diff:diff",
     "calibrate": "quantrecipe.cli.calibrate:calibrate",
     "rank": "quantrecipe.cli.rank:rank",
     "tune": "quantrecipe.cli.tune:tune",

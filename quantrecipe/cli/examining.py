@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from quantrecipe.checkpoint.config_file import read_config
+from quantrecipe.checkpoint.origin import Origin, origin_of
 from quantrecipe.checkpoint.scale_values import check_scales
 from quantrecipe.checkpoint.survey import Piece, Survey, survey
-from quantrecipe.cli.origin import Origin, origin_of
 from quantrecipe.schema.config_claims import config_problems, model_type, quantization_of
 from quantrecipe.schema.dtypes import is_plain
-from quantrecipe.schema.foreign_layouts import GGUF, Sighting, foreign_problems, sight
+from quantrecipe.schema.foreign_layouts import Sighting, foreign_problems, sight
 from quantrecipe.schema.inspection import (
     PartReport,
     report_foreign,
@@ -33,7 +33,6 @@ from quantrecipe.schema.suspicions import (
 )
 from quantrecipe.schema.tensors import TensorInfo
 
-_LARGEST_SIDECAR: Final = 16 << 20
 _SIDECARS: Final = (".json", ".model", ".txt")
 
 
@@ -92,7 +91,6 @@ def examine(
     result = Examined(found, origin, layouts, named)
     result.problems += [*found.problems, *problems]
     result.notes += found.notes
-    _note_gguf(found, result)
     scales: dict[tuple[Path, str], TensorInfo] = {}
     if found.root.is_dir():
         _note_sidecars(found.root, result)
@@ -177,18 +175,6 @@ def _notes(verdict: Verdict, sighting: Sighting | None) -> Iterator[str]:
         )
 
 
-def _note_gguf(found: Survey, result: Examined) -> None:
-    for file in found.gguf:
-        result.foreign = True
-        location = file.name if found.root.is_dir() else "."
-        reason = f"the file begins with GGUF: {GGUF.written_by}"
-        result.parts.append(
-            PartReport(
-                "model", location, None, GGUF.name, reason, (), (), 1, 0, file.stat().st_size
-            )
-        )
-
-
 def _config_of(folder: Path, result: Examined) -> tuple[Mapping[str, Any], Path]:
     """The ``config.json`` of a folder, empty if there is none; small files are noted."""
     _note_sidecars(folder, result)
@@ -196,7 +182,7 @@ def _config_of(folder: Path, result: Examined) -> tuple[Mapping[str, Any], Path]
     config: Mapping[str, Any] = {}
     if path.is_file():
         try:
-            config = _read_config(path)
+            config = read_config(path)
         except InvalidInput as error:
             result.problems += error.problems
         result.sidecars[_below(path, result.survey.folder)] = model_type(config) or ""
@@ -210,20 +196,6 @@ def _note_sidecars(folder: Path, result: Examined) -> None:
         known = file.suffix in _SIDECARS if whole else file.name == LOCK_NAME
         if known and file.is_file():
             result.sidecars.setdefault(_below(file, result.survey.folder), "")
-
-
-def _read_config(path: Path) -> Mapping[str, Any]:
-    if path.stat().st_size > _LARGEST_SIDECAR:
-        raise InvalidInput(Problem("bad-sidecar", "is too large for a config", file=str(path)))
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(
-            Problem("bad-sidecar", f"is not JSON: {error}", file=str(path))
-        ) from None
-    if not isinstance(value, dict):
-        raise InvalidInput(Problem("bad-sidecar", "is not a JSON object", file=str(path)))
-    return value
 
 
 def _below(file: Path, folder: Path) -> str:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Final, get_args
 
-from quantrecipe.schema.dtypes import DTYPES, PLAIN_DTYPES
+from quantrecipe.schema.dtypes import BLOCK_DTYPES, DTYPES, PLAIN_DTYPES
 from quantrecipe.schema.schemes import (
+    CODE_DTYPES,
     PACKED_FORMATS,
     AnyScaledWeight,
     FormatName,
@@ -60,6 +61,7 @@ _CODES: Final = (
     "the codes [out, in] and a scale for each group; scales are stored first, and codes are "
     "computed from the scale as stored"
 )
+_RECORDS: Final = "records of codes and their scales, row after row"
 _SUMMARIES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "float64": "IEEE double precision.",
@@ -71,6 +73,14 @@ _SUMMARIES: Final[Mapping[str, str]] = MappingProxyType(
         "float8_e5m2": "8-bit floats of 3 significant bits, up to 57344, times a scale.",
         "int4": "4-bit codes times a scale, symmetric or counted from a zero point of each group.",
         "nf4": "4-bit codes for 16 quantiles of a normal distribution, as in bitsandbytes.",
+        "llm_int8": "Signed 8-bit codes in [-127, 127] times absmax / 127 of the row: LLM.int8().",
+        "mxfp8": "8-bit floats (e4m3) times a power of two for each 32: OCP Microscaling.",
+        "mxfp4": "4-bit floats (e2m1) times a power of two for each 32: OCP Microscaling.",
+        "nvfp4": "4-bit floats (e2m1) times an fp8 scale for each 16, times one scale for all.",
+        "q8_0": "Records of ggml: 32 signed 8-bit codes and a float16 scale.",
+        "q4_0": "Records of ggml: 32 codes of 4 bits and a float16 scale.",
+        "q4_k": "Records of ggml: 8 runs of 32 codes of 4 bits, each with a scale and a minimum.",
+        "q6_k": "Records of ggml: 16 runs of 16 codes of 6 bits, each with a scale.",
     }
 )
 _BOUNDS: Final[Mapping[str, str]] = MappingProxyType(
@@ -86,6 +96,14 @@ _BOUNDS: Final[Mapping[str, str]] = MappingProxyType(
         "int4": "half a scale, where s = stored(absmax / 7) is normal; with zero points "
         "s (1/2 + 15 u), where s = stored((high - low) / 15) and u rounds the stored dtype",
         "nf4": "0.1519036 of the block's absolute maximum below zero, 0.1385216 above",
+        "llm_int8": "half of absmax / 127",
+        "mxfp8": "absmax / 17 of the group, an eighth with ocp-floor",
+        "mxfp4": "absmax / 5 of the group, a quarter with ocp-floor",
+        "nvfp4": "max(s, absmax - 6 s) with the scale s as stored",
+        "q8_0": "half a scale and what rounding it to float16 adds",
+        "q4_0": "a scale: s (1 + 8 * 2^-11)",
+        "q4_k": "the distance to the nearest of the 16 numbers that the record's scales reach",
+        "q6_k": "the distance to the nearest of the 64 numbers that the record's scales reach",
     }
 )
 
@@ -101,7 +119,7 @@ def format_facts(name: str) -> FormatFacts:
     return FormatFacts(
         name=name,
         summary=_SUMMARIES[name],
-        bits=4 if name in PACKED_FORMATS else DTYPES[name].bits,
+        bits=_bits(name),
         granularities=tuple(
             Granularity(str(_literal(model, "granularity")[0]), _first(model)) for model in scaled
         ),
@@ -111,7 +129,17 @@ def format_facts(name: str) -> FormatFacts:
     )
 
 
+def _bits(name: str) -> int:
+    if name in PACKED_FORMATS:
+        return 4
+    if name in BLOCK_DTYPES:
+        return {"q8_0": 8, "q4_0": 4, "q4_k": 4, "q6_k": 6}[name]
+    return DTYPES[CODE_DTYPES.get(name, name)].bits
+
+
 def _stored(name: str) -> str:
+    if name in BLOCK_DTYPES:
+        return _RECORDS
     if name in PLAIN_DTYPES:
         return "the numbers themselves, [out, in]"
     return _NIBBLES if name in PACKED_FORMATS else _CODES

@@ -83,9 +83,8 @@ def _totals(result: Examined) -> dict[str, int]:
     files = result.survey.files
     modules = [group for part in result.parts for group in part.modules]
     return {
-        "files": len(files) + len(result.survey.gguf),
-        "bytes": sum(file.size for file in files)
-        + sum(file.stat().st_size for file in result.survey.gguf),
+        "files": len(files),
+        "bytes": sum(file.size for file in files),
         "tensors": sum(len(file.tensors) for file in files),
         "modules": sum(group.count for group in modules),
         "quantized": sum(group.count for group in modules if group.granularity is not None),

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from quantrecipe.cli.format_facts import FormatFacts, format_facts, format_names
 from quantrecipe.cli.tables import table
+from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.problems import InvalidInput, Problem, did_you_mean
-from quantrecipe.schema.registry import layout_names, named_layout, recipe_names, recipe_text
+from quantrecipe.schema.registry import (
+    LAYOUTS,
+    NAMES,
+    named_layout,
+    named_names,
+    recipe_names,
+    recipe_text,
+)
 
 _JSON_HELP = "Machine-readable."
 
@@ -25,19 +34,37 @@ def recipes(name: str | None, as_json: bool) -> None:
         click.echo(recipe_text(name).rstrip("\n"))
         return
     documents = {each: json.loads(recipe_text(each)) for each in recipe_names()}
-    _list_documents(documents, as_json, "no recipe is built in")
+    if as_json:
+        click.echo(_pretty(_listed(documents)))
+        return
+    click.echo(table(_rows(documents), ("RECIPE", "DESCRIPTION")))
 
 
 @click.command()
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def layouts(name: str | None, as_json: bool) -> None:
-    """List the known layouts, or print the one called NAME."""
+    """List the known layouts and names of modules, or print the one called NAME."""
     if name is not None:
-        click.echo(_pretty(named_layout(name).to_json_value()))
+        document = named_names(name) if name in NAMES and name not in LAYOUTS else _layout(name)
+        click.echo(_pretty(document.to_json_value()))
         return
-    documents = {each: named_layout(each).to_json_value() for each in layout_names()}
-    _list_documents(documents, as_json, "no layout is known")
+    known = {each: named_layout(each).to_json_value() for each in LAYOUTS}
+    names = {each: named_names(each).to_json_value() for each in NAMES}
+    if as_json:
+        click.echo(_pretty([*_listed(known), *_listed(names)]))
+        return
+    click.echo(table(_rows(known), ("LAYOUT", "DESCRIPTION")))
+    click.echo()
+    click.echo(table(_rows(names), ("NAMES", "DESCRIPTION")))
+
+
+def _layout(name: str) -> Layout:
+    if name not in LAYOUTS:
+        known = [*LAYOUTS, *NAMES]
+        message = f"no layout and no names are called {name!r}"
+        raise InvalidInput(Problem("unknown-layout", message, did_you_mean(name, known)))
+    return named_layout(name)
 
 
 @click.command()
@@ -77,22 +104,22 @@ def first_sentence(text: str) -> str:
     return head + "." if stop else text
 
 
-def _list_documents(documents: dict[str, dict[str, Any]], as_json: bool, none: str) -> None:
-    if as_json:
-        listed = [
-            {"name": name, "description": document.get("description", "")}
-            for name, document in documents.items()
-        ]
-        click.echo(_pretty(listed))
-        return
-    if not documents:
-        click.echo(none)
-        return
-    rows = [
+def _listed(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": document["kind"],
+            "name": name,
+            "description": document.get("description", ""),
+        }
+        for name, document in documents.items()
+    ]
+
+
+def _rows(documents: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return [
         (name, first_sentence(str(document.get("description", ""))))
         for name, document in documents.items()
     ]
-    click.echo(table(rows, ("NAME", "DESCRIPTION")))
 
 
 def _description(facts: FormatFacts) -> str:

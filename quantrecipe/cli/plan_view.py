@@ -16,6 +16,7 @@ from quantrecipe.schema.plan import Plan, PlannedModule, PlannedTensor, Smoothin
 from quantrecipe.schema.schemes import (
     AnyWeight,
     ClipSearch,
+    GgmlRecords,
     Nf4,
     PlainWeight,
     ScaledWeight,
@@ -39,8 +40,10 @@ def describe_weight(weight: AnyWeight) -> str:
     extra = ""
     if weight.granularity == "group":
         extra = f" {weight.group_size}"
+    if isinstance(weight, GgmlRecords):
+        return weight.format
     if isinstance(weight, Nf4):
-        extra = f" {weight.block_size}"
+        extra = f" {weight.block_size}" + (", double-quantized" if weight.double_quantized else "")
     elif weight.granularity == "block":
         extra = f" {weight.block_size[0]}x{weight.block_size[1]}"
     if weight.has_zero_points:

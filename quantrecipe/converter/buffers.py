@@ -46,11 +46,12 @@ def target_views(
         memory: where it lies.
         weight: how the block is stored.
         shape: of the block.
-        scale: the scale of the whole weight, if it has but one; it is handed on.
+        scale: the scales, if they are known before the codes; they are handed on.
     """
-    codes = memory.view("codes out", shape, get_format(weight).code_dtype)
+    wide = shape[0], weight.code_columns(shape[1])
+    codes = memory.view("codes out", wide, get_format(weight).code_dtype)
     grid = weight.scale_grid(*shape)
     if scale is None:
-        scale = memory.view("scales out", grid, TORCH_DTYPES[weight.scale_dtype])
+        scale = memory.view("scales out", grid, TORCH_DTYPES[weight.grid_dtype])
     zeros = memory.view("zeros out", grid, torch.uint8) if weight.has_zero_points else None
     return codes, scale, zeros

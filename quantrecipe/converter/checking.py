@@ -65,7 +65,7 @@ def weight_error(sums: ErrorSums) -> WeightError:
 
 
 def _is_rounded(module: PlannedModule) -> bool:
-    return isinstance(module.weight, ScaledWeight) and not module.copied
+    return isinstance(module.weight, ScaledWeight) and not module.carried
 
 
 def check_bounds(planned: Plan, results: Sequence[ModuleResult]) -> None:

@@ -83,10 +83,8 @@ class FactorWorker:
         assert not isinstance(module.weight, PlainWeight)
         compiled, info = self._setup.compiled, module.source.tensors["weight"]
         with self._device.working():
-            transform = block_transform(
-                module.source.weight, module.weight, prefer_compiled=compiled
-            )
             rows = SourceRows(module.source, self._reader, self._device.host)
+            transform = block_transform(rows.format, module.weight, prefer_compiled=compiled)
             out = torch.zeros(rows.columns, device=self._device.name)
             multiple = rows_together(module)
             blocks = row_blocks(

@@ -87,17 +87,18 @@ def make_lock(
             for path, content in sorted(sidecars.items())
         ),
         sha256="0" * 64,
-        **_locked_groups(factors),
+        **_locked_options(plan, factors),
     )
     return unsigned.model_copy(update={"sha256": lock_digest(unsigned.to_json_value())})
 
 
-def _locked_groups(factors: Factors) -> dict[str, Any]:
+def _locked_options(plan: Plan, factors: Factors) -> dict[str, Any]:
     groups = tuple(
         LockedGroup(part=group.part, modules=group.modules, alpha=group.alpha)
         for group in factors.groups
     )
-    return {"smoothing_groups": groups} if groups else {}
+    found: dict[str, Any] = {"names": plan.names, "smoothing_groups": groups}
+    return {key: value for key, value in found.items() if value}
 
 
 def _locked_module(module: PlannedModule, digests: Digests, **measured: Any) -> LockedModule:
@@ -112,7 +113,9 @@ def _locked_module(module: PlannedModule, digests: Digests, **measured: Any) -> 
     return LockedModule(
         part=module.part,
         name=module.name,
+        shape=(module.source.out_features, module.source.in_features),
         disposition=module.disposition,
+        transfer=module.transfer,
         weight=module.weight,
         tensors={
             role: _locked_tensor(tensor, role, digests) for role, tensor in module.outputs.items()

@@ -15,16 +15,21 @@ from quantrecipe.schema.schemes import second_moments
 from quantrecipe.schema.tensors import TensorInfo
 
 
-def measured_as(module: PlannedModule, statistics: StatisticsFile) -> tuple[str, str]:
-    """The part and name by which a statistics file may have a module.
+def measured_as(module: PlannedModule, statistics: StatisticsFile) -> tuple[tuple[str, str], ...]:
+    """The part and every name by which a statistics file has a module; one, where it has none.
 
-    Where a target layout renames or splits a module, that may be the source's name: its pieces have
-    the same input.
+    Where ``target.names`` rename, split or merge modules, they may be the source's names: the
+    pieces of a module have the same input, so its maxima are the largest of all of them, and
+    everything else is that of the first. Planning refuses second moments that differ.
     """
-    original = module.source.renamed_from
-    if original is None or (module.part, module.name) in statistics:
-        return module.part, module.name
-    return module.part, original
+    names = [
+        (module.part, name)
+        for name in module.source.renamed_from
+        if (module.part, name) in statistics
+    ]
+    if (module.part, module.name) in statistics or not names:
+        return ((module.part, module.name),)
+    return tuple(names)
 
 
 def input_absmax(modules: Sequence[PlannedModule], statistics: StatisticsFile) -> Tensor:
@@ -33,14 +38,25 @@ def input_absmax(modules: Sequence[PlannedModule], statistics: StatisticsFile) -
     Raises:
         InvalidInput: a number cannot have been measured.
     """
-    found = (statistics.module(*measured_as(one, statistics), tokens=False) for one in modules)
+    names = (name for one in modules for name in measured_as(one, statistics))
+    found = (statistics.module(*name, tokens=False) for name in dict.fromkeys(names))
     return torch.stack([one.absmax() for one in found]).amax(0)
 
 
 def kept_tokens(module: PlannedModule, statistics: StatisticsFile) -> TensorInfo | None:
     """The tensor of the tokens that were kept of a module, if there are any."""
-    info = statistics.tensors(*measured_as(module, statistics)).get("input_tokens")
-    return info if info is not None and info.shape[0] else None
+    found = _tokens_kept(module, statistics)
+    return None if found is None else found[1]
+
+
+def _tokens_kept(
+    module: PlannedModule, statistics: StatisticsFile
+) -> tuple[tuple[str, str], TensorInfo] | None:
+    for name in measured_as(module, statistics):
+        info = statistics.tensors(*name).get("input_tokens")
+        if info is not None and info.shape[0]:
+            return name, info
+    return None
 
 
 def input_tokens(
@@ -55,9 +71,10 @@ def input_tokens(
         InvalidInput: a number cannot have been measured.
     """
     for module in modules:
-        info = kept_tokens(module, statistics)
-        if info is not None:
-            tokens = statistics.module(*measured_as(module, statistics)).tokens_kept()
+        found = _tokens_kept(module, statistics)
+        if found is not None:
+            name, info = found
+            tokens = statistics.module(*name).tokens_kept()
             assert tokens is not None
             return tokens, info
     raise AssertionError("planning asks for tokens")
@@ -87,7 +104,7 @@ def column_importance(
     if named is None:
         return None
     with open_statistics(statistics[named]) as file:
-        total = file.module(*measured_as(module, file), tokens=False).second_moment()
+        total = file.module(*measured_as(module, file)[0], tokens=False).second_moment()
     assert total is not None
     if factors is not None:
         total /= factors.double().square()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -16,12 +17,11 @@ from quantrecipe.converter.selection import check_capabilities, find_converter
 from quantrecipe.converter.standalone import LOADER_NAME, loader_source
 from quantrecipe.schema.document import STDIN, Document, parse_text, read_parsed
 from quantrecipe.schema.folds import fold_digest
-from quantrecipe.schema.plan import Plan
+from quantrecipe.schema.plan import Plan, PlannedModule
 from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
-from quantrecipe.schema.provenance import rotated_source
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.registry import recipe_text, resolve_layout
+from quantrecipe.schema.registry import recipe_text
 from quantrecipe.schema.schemes import second_moments
 from quantrecipe.schema.siblings import Siblings, differing, folded, smoothing_groups
 from quantrecipe.schema.statistics import ProvenFold, Statistics
@@ -99,9 +99,6 @@ def plan(
         check_capabilities(loaded.recipe, find_converter(converter))
         root = _source_root(loaded, source)
         parts = open_parts(root, loaded.recipe.source.parts)
-        rotated = list(rotated_source(resolve_layout(loaded.recipe.source.layout), parts))
-        if rotated:
-            raise InvalidInput(rotated)
         planned = _with_statistics(make_plan(loaded.recipe, parts, statistics_files(loaded)))
         if loaded.recipe.target.emit_loader:
             emitted = {LOADER_NAME: loader_source(planned)}
@@ -156,12 +153,12 @@ def _with_statistics(planned: Plan) -> Plan:
         try:
             with open_statistics(path) as file:
                 files[name] = file
+                problems += _unmeasured(planned, name, file)
         except InvalidInput as error:
             problems += error.problems
             continue
         siblings += _found_siblings(planned, name, file.header)
         proven += file.header.folds
-        problems += _unmeasured(planned, name, file)
     if siblings and planned.recipe.siblings is None:
         found = tuple(dict.fromkeys(siblings))
         problems += differing(found, planned.modules)
@@ -195,9 +192,11 @@ def _unmeasured(planned: Plan, name: str, file: StatisticsFile) -> Iterator[Prob
             needed.append("input_absmax")
         if second_moments(module.weight) == name:
             needed.append("input_second_moment")
-        measured = measured_as(module, file)
-        found, channels = file.tensors(*measured), module.source.in_features
-        for what in needed:
+        names = measured_as(module, file)
+        if "input_second_moment" in needed and len(names) > 1:
+            yield from _differing(module, file, names)
+        for measured, what in product(names, needed):
+            found, channels = file.tensors(*measured), module.source.in_features
             message = None
             if what not in found:
                 message = f"{what} of {module.name!r} of part {module.part!r} was not measured"
@@ -209,6 +208,24 @@ def _unmeasured(planned: Plan, name: str, file: StatisticsFile) -> Iterator[Prob
             if message is not None:
                 tensor = "/".join((*measured, what))
                 yield Problem("statistics-mismatch", message, file=str(file.path), tensor=tensor)
+
+
+def _differing(
+    module: PlannedModule, file: StatisticsFile, names: Sequence[tuple[str, str]]
+) -> Iterator[Problem]:
+    """Pieces of a module that did not have the same input: a mean over neither would be right."""
+    said = [file.module(*name, tokens=False).input_second_moment for name in names]
+    for (_, name), other in zip(names[1:], said[1:], strict=True):
+        if said[0] is not None and other is not None and not other.equal(said[0]):
+            yield Problem(
+                "statistics-mismatch",
+                f"{names[0][1]!r} and {name!r} of part {module.part!r} become rows of "
+                f"{module.name!r}, and their second moments differ",
+                hint="Rows of one module have one input. Measure them in one run, or take one of "
+                "them out of the file.",
+                file=str(file.path),
+                tensor="/".join((module.part, name, "input_second_moment")),
+            )
 
 
 def _found_siblings(planned: Plan, file: str, said: Statistics) -> Iterator[Siblings]:
@@ -227,7 +244,7 @@ def found_siblings(planned: Plan, said: Statistics) -> Iterator[Siblings]:
     """The siblings that a statistics file says were found, by the names of the plan."""
     names: dict[tuple[str, str], list[str]] = {}
     for module in planned.modules:
-        for name in {module.name, module.source.renamed_from or module.name}:
+        for name in {module.name, *module.source.renamed_from}:
             names.setdefault((module.part, name), []).append(module.name)
     for part, groups in said.siblings.items():
         for group in groups:

@@ -19,6 +19,7 @@ from torch import Tensor
 from quantrecipe.converter.activations import as_quantized, prepared
 from quantrecipe.converter.buffers import target_views
 from quantrecipe.converter.devices import Device
+from quantrecipe.converter.given_scales import GivenScales
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.source_rows import SourceRows
 from quantrecipe.converter.units import row_blocks, rows_together
@@ -90,7 +91,7 @@ class ProductErrors:
         Raises:
             InvalidInput: a number of the weight, or of a token divided by a factor, is not finite.
         """
-        scales = self._tensor_scales(check)
+        given = self._given(check)
         tokens = _Whole.of(self._tokens)
         errors: list[list[float]] = [[] for _ in self._candidates]
         for start, block in self._blocks():
@@ -98,7 +99,10 @@ class ProductErrors:
             exact = _Whole.of(block).times(tokens)
             for place, factors in enumerate(self._candidates):
                 with naming(self._module.source.tensors["weight"], start):
-                    stored = self._stored(block, factors, scales[place], self._importances[place])
+                    scales: tuple[Tensor | None, Tensor | None] = (None, None)
+                    if given is not None:
+                        scales = given[place].rows(start, start + len(block))
+                    stored = self._stored(block, factors, scales, self._importances[place])
                 with naming(self._measured_as):
                     inputs = prepared(self._tokens, factors, self._module.rotation_size)
                     inputs = as_quantized(inputs, self._module.activation)
@@ -114,28 +118,41 @@ class ProductErrors:
         for start, stop in row_blocks(0, rows, self._rows.columns, multiple, self._block_bytes):
             yield start, self._device.take("rows", self._rows.read(start, stop))
 
-    def _tensor_scales(self, check: Callable[[], None]) -> Sequence[Tensor | None]:
-        """For each candidate the scale of the whole weight, where it has but one."""
-        if self._weight.granularity != "tensor":
-            return [None] * len(self._candidates)
-        largest = torch.zeros(len(self._candidates), 1, 1, device=self._device.name)
+    def _given(self, check: Callable[[], None]) -> Sequence[GivenScales] | None:
+        """For each candidate the scales of the whole weight, where they are chosen together."""
+        if not self._weight.scales_together:
+            return None
+        maxima: list[list[Tensor]] = [[] for _ in self._candidates]
         for start, block in self._blocks():
             check()
-            for place, factors in enumerate(self._candidates):
+            for found, factors in zip(maxima, self._candidates, strict=True):
                 with naming(self._module.source.tensors["weight"], start):
-                    found = self._transform.absmax(block, None, factors)
-                torch.maximum(largest[place], found, out=largest[place])
+                    found.append(self._transform.absmax(block, None, factors))
         with naming(self._module.source.tensors["weight"]):
-            return [get_format(self._weight).scales(each, self._weight) for each in largest]
+            return [GivenScales.of(each, self._weight) for each in maxima]
 
     def _stored(
-        self, block: Tensor, factors: Tensor, scale: Tensor | None, importance: Tensor | None
+        self,
+        block: Tensor,
+        factors: Tensor,
+        scales: tuple[Tensor | None, Tensor | None],
+        importance: Tensor | None,
     ) -> Tensor:
         """A block as its codes and scales mean it, float32 ``[rows, in]``."""
         rows, columns = block.shape
-        views = target_views(self._device.memory, self._weight, (rows, columns), scale)
+        decoding, encoding = scales
+        views = target_views(self._device.memory, self._weight, (rows, columns), decoding)
         codes, scale, zeros = views
-        self._transform(block, None, factors, codes, scale, importance, zeros_out=zeros)
+        self._transform(
+            block,
+            None,
+            factors,
+            codes,
+            scale,
+            importance,
+            zeros_out=zeros,
+            encode_scales=encoding,
+        )
         return get_format(self._weight).decode(codes, scale, self._weight, zero_point=zeros)
 
 

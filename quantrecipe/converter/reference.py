@@ -10,17 +10,28 @@ from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter.measured import column_importance
 from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import check_scales, naming
-from quantrecipe.converter.storing import shape_tensor, stored_zero_points
-from quantrecipe.formats import cast, dequantize, quantize, row_errors, to_float32
+from quantrecipe.converter.storing import written_anew
+from quantrecipe.formats import (
+    Quantized,
+    cast,
+    dequantize,
+    plain_dtype,
+    quantize,
+    row_errors,
+    to_float32,
+)
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.folding import divide_scales, divides_scales, fold_rows, fold_vector
 from quantrecipe.formats.memory import as_memory
-from quantrecipe.formats.packing import pack, unpack, unpack_down
 from quantrecipe.formats.refusals import all_finite, refuse_non_finite
 from quantrecipe.formats.rotation import rotate_
+from quantrecipe.formats.stored import Fresh, StoredRows, to_stored
 from quantrecipe.schema.capabilities import BUILT_IN
+from quantrecipe.schema.layout_reading import StoredModule
+from quantrecipe.schema.lock import Role
 from quantrecipe.schema.plan import PlannedModule, PlannedOther
-from quantrecipe.schema.schemes import PlainWeight
+from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
+from quantrecipe.schema.storage import WRITTEN_ANEW
 from quantrecipe.schema.tensors import TensorInfo
 
 
@@ -35,21 +46,25 @@ class ReferenceConverter:
         """See ``Converter.convert``. Memory grows with the largest module."""
         of, unit = job.unit.of, job.unit
         if isinstance(of, PlannedOther):
-            whole = _divided(job, of.source) if of.divided else _read_bytes(job.reader, of.source)
-            job.write("other", memoryview(whole)[unit.start : unit.stop])
+            part = unit.ranges()["other"]
+            start = part.position - of.output.offset
+            whole = _vector(job, of.source, of.output.dtype, divided=of.divided)
+            job.write("other", memoryview(whole)[start : start + part.nbytes])
             return None
-        if "smoothing" in unit.ranges():
-            assert job.factors is not None
-            job.write("smoothing", as_memory(job.factors))
         for role, part in unit.ranges().items():
-            if role == "weight_shape":
-                job.write(role, as_memory(shape_tensor(of)))
-            elif role == "bias" or of.copied:
-                start = part.position - of.outputs[role].offset
-                info = of.source.tensors[role]
-                content = _divided(job, info) if of.divided else _read_bytes(job.reader, info)
-                job.write(role, memoryview(content)[start : start + part.nbytes])
-        return None if of.copied else _convert(job, of)
+            output = of.outputs[role]
+            start = part.position - output.offset
+            if role == "bias":
+                whole = _vector(job, of.source.tensors[role], output.dtype, divided=of.divided)
+            elif of.carried:
+                whole = bytes(as_memory(_carried(job.reader, of, role)))
+            elif role == "smoothing":
+                assert job.factors is not None
+                whole = bytes(as_memory(job.factors))
+            else:
+                continue
+            job.write(role, memoryview(whole)[start : start + part.nbytes])
+        return None if of.carried else _convert(job, of)
 
 
 def _convert(job: Job, module: PlannedModule) -> ErrorSums | None:
@@ -78,46 +93,107 @@ def _convert(job: Job, module: PlannedModule) -> ErrorSums | None:
         stored = quantized.scale
         if divisors is not None and scales_divided:
             stored = divide_scales(stored, divisors)
+    return _written(job, module, weight, quantized, stored)
+
+
+def _written(
+    job: Job, module: PlannedModule, weight: Tensor, quantized: Quantized, stored: Tensor
+) -> ErrorSums:
+    """Write the rows of a unit, and measure their errors.
+
+    Args:
+        job: the unit.
+        module: what it is of.
+        weight: the whole weight that was quantized, float32.
+        quantized: all of it.
+        stored: its scales as they are stored.
+    """
+    assert isinstance(module.weight, ScaledWeight)
+    assert quantized.scale is not None
+    rows = slice(job.unit.start, job.unit.stop)
     height, _ = module.weight.group_shape(*weight.shape)
     grid = slice(rows.start // height, -(-rows.stop // height))
     weight, codes, scale = weight[rows], quantized.codes[rows], quantized.scale[grid]
-    packing = module.packings.get("weight")
-    job.write("weight", as_memory(codes if packing is None else pack(codes, packing)))
-    job.write("weight_scale", as_memory(stored[grid]))
-    zero_point = None
-    if quantized.zero_point is not None:
-        zero_point = quantized.zero_point[grid]
-        job.write("weight_zero_point", as_memory(stored_zero_points(zero_point, module.packings)))
+    zero_point = None if quantized.zero_point is None else quantized.zero_point[grid]
+    found: dict[Role, Tensor | None] = {"weight": codes, "weight_zero_point": zero_point}
+    found["weight_scale"] = stored[grid] if module.weight.has_scales else None
+    offset = None
+    if quantized.two_levels is not None:
+        found["weight_scale"] = quantized.two_levels.scale
+        found["second_scale"] = quantized.two_levels.second
+        found["scale_offset"] = offset = quantized.two_levels.offset
+    for role in module.outputs:
+        tensor = found.get(role)
+        if tensor is not None:
+            job.write(role, as_memory(to_stored(tensor, role, module.stored(role))))
+    if job.unit.first:
+        for role in module.outputs:
+            if role in WRITTEN_ANEW:
+                job.write(role, as_memory(written_anew(module, role, offset)))
     errors = row_errors(weight, codes, scale, module.weight, zero_point=zero_point)
     return ErrorSums.of_blocks([errors])
 
 
-def _divided(job: Job, info: TensorInfo) -> bytes:
-    """A vector, divided by what is folded into it."""
-    assert job.divisors is not None
+def _vector(job: Job, info: TensorInfo, dtype: str, *, divided: bool) -> bytes:
+    """A tensor that is no weight: as it is, divided by what is folded into it, or cast."""
+    if not divided and dtype == info.dtype:
+        return bytes(_read_bytes(job.reader, info))
     with naming(info):
-        return bytes(as_memory(fold_vector(_read(job.reader, info), job.divisors)))
+        divisors = job.divisors if divided else None
+        return bytes(as_memory(fold_vector(_read(job.reader, info), divisors, plain_dtype(dtype))))
+
+
+def _carried(reader: SourceReader, module: PlannedModule, role: Role) -> Tensor:
+    """All of a tensor of a module whose codes and scales stay as they are."""
+    source, weight = module.source, module.weight
+    rows = _rows(reader, source)
+    if role in WRITTEN_ANEW:
+        return written_anew(module, role, rows.scale_offset() if role == "marker" else None)
+    if module.same_bytes(role) or isinstance(weight, PlainWeight):
+        return torch.frombuffer(_read_bytes(reader, source.tensors[role]), dtype=torch.uint8)
+    found: Tensor | None = None
+    if role == "weight":
+        found = rows.codes(0, source.out_features)
+    elif role == "weight_zero_point":
+        found = rows.zeros(0, source.out_features)
+    elif role == "scale_offset":
+        found = rows.scale_offset()
+    elif weight.has_two_levels:
+        levels = rows.two_levels()
+        found = levels.second if role == "second_scale" else levels.scale
+    else:
+        found = rows.scales(0, source.out_features).to(TORCH_DTYPES[weight.scale_dtype])
+        check_scales(found, source.tensors["weight_scale"])
+    assert found is not None
+    return to_stored(found, role, module.stored(role))
+
+
+def _rows(reader: SourceReader, source: StoredModule) -> StoredRows:
+    def read(info: TensorInfo, start: int, out: Tensor) -> None:
+        reader.read_into(info, start, as_memory(out))
+
+    return StoredRows(source, read, Fresh())
 
 
 def _decode(reader: SourceReader, module: PlannedModule) -> Tensor:
     """The weight as the source means it: its own dtype if plain, float32 if it has scales."""
     source, stored = module.source, module.source.weight
-    codes = _read(reader, source.tensors["weight"])
+    rows, whole = _rows(reader, source), (0, source.out_features)
+    codes = rows.codes(*whole)
     if isinstance(stored, PlainWeight):
         return codes
-    if "weight" in source.packings:
-        codes = unpack(codes, source.packings["weight"], source.in_features)
-    grid = stored.scale_grid(source.out_features, source.in_features)
-    info = source.tensors["weight_scale"]
-    scale = _read(reader, info).reshape(grid)
-    check_scales(scale, info)
-    zero_point = None
-    if "weight_zero_point" in source.tensors:
-        zero_point = _read(reader, source.tensors["weight_zero_point"])
-        if "weight_zero_point" in source.packings:
-            packing = source.packings["weight_zero_point"]
-            zero_point = unpack_down(zero_point, packing, source.out_features)
-    return dequantize(codes, scale, stored, zero_point=zero_point)
+    scale = rows.scales(*whole)
+    if stored.has_scales:
+        check_scales(scale, source.tensors["weight_scale"])
+    values = dequantize(codes, scale, stored, zero_point=rows.zeros(*whole))
+    if source.rotation is not None:
+        values = rotate_(values, source.rotation.size)
+    if "smoothing" in source.tensors:
+        with naming(source.tensors["smoothing"]):
+            factors = rows.factors()
+        assert factors is not None
+        values = values / factors
+    return values
 
 
 def _read_bytes(reader: SourceReader, info: TensorInfo) -> bytearray:

@@ -31,6 +31,9 @@ def naming(info: TensorInfo, first_row: int = 0, first_scale: int = 0) -> Iterat
         yield
     except Unrepresentable as refused:
         first = first_scale if isinstance(refused, ScaleOutOfRange) else first_row
+        if refused.index and not isinstance(refused, ScaleOutOfRange):
+            info, row = info.at_row(first + refused.index[0])
+            first = row - refused.index[0]
         problem = replace(refused.at(info.name, first), file=str(info.file))
         raise InvalidInput(problem) from refused
 

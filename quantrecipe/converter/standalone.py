@@ -32,22 +32,31 @@ Value = str | int | range | None | tuple["Value", ...] | Mapping["Value", "Value
 name can end a string, a line or the block, or look like another."""
 
 
+_READABLE: Final = ("int8", "float8_e4m3fn", "float8_e5m2")
+
+
+def _readable(module: PlannedModule) -> bool:
+    plain = isinstance(module.weight, PlainWeight)
+    return plain or (module.weight.format in _READABLE and not module.storage)
+
+
 def loader_source(plan: Plan) -> bytes:
     """The text of a loader for what ``plan`` makes; a pure function of the plan.
 
     Raises:
-        InvalidInput: codes are packed, which that loader does not read.
+        InvalidInput: there are formats that that loader does not read.
     """
-    packed = [module for module in plan.modules if module.packings]
-    if packed:
+    beyond = [module for module in plan.modules if not _readable(module)]
+    if beyond:
         raise InvalidInput(
             Problem(
                 "loader-cannot-read",
-                f"the loader beside the checkpoint does not read packed codes, and "
-                f"{len(packed):,} modules have them, as {packed[0].weight.format}",
+                "the loader beside the checkpoint reads codes of whole bytes with scales of one "
+                f"level, and {len(beyond):,} modules have something else, as "
+                f"{beyond[0].weight.format}",
                 hint="Take 'emit_loader' out; quantrecipe.loaders reads them.",
                 pointer="/target/emit_loader",
-                tensor=packed[0].name,
+                tensor=beyond[0].name,
             )
         )
     template = files("quantrecipe.converter").joinpath(LOADER_NAME).read_text("utf-8")

@@ -1,23 +1,36 @@
-"""What a module is stored as beside codes and scales: zero points, and the shape of a weight."""
+"""What a module is stored as beside codes and scales: what follows from its plan alone."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from quantrecipe.formats.packing import pack_down
-from quantrecipe.schema.packings import Packing
+from quantrecipe.formats.double_quantization import dynamic_map
+from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.nf4 import LEVELS
+from quantrecipe.schema.lock import Role
+from quantrecipe.schema.markers import marker_bytes
 from quantrecipe.schema.plan import PlannedModule
 
 
-def stored_zero_points(zero_point: Tensor, packings: Mapping[str, Packing]) -> Tensor:
-    """A grid of zero points, uint8 in memory, as the target's layout packs it."""
-    packing = packings.get("weight_zero_point")
-    return zero_point if packing is None else pack_down(zero_point, packing)
+def written_anew(module: PlannedModule, role: Role, offset: Tensor | None) -> Tensor:
+    """A tensor of one of the roles in ``WRITTEN_ANEW``.
 
-
-def shape_tensor(module: PlannedModule) -> Tensor:
-    """Out and in features, int64 ``[2]``."""
-    return torch.tensor([module.source.out_features, module.source.in_features])
+    Args:
+        module: whose.
+        role: which.
+        offset: what is added to its scales, float32 ``[1]``, if they are stored less their mean.
+    """
+    output = module.outputs[role]
+    if role == "weight_shape":
+        return torch.tensor([module.source.out_features, module.source.in_features])
+    if role == "marker":
+        assert module.marker is not None
+        number = None if offset is None else float(offset)
+        text = marker_bytes(module.marker, module.marker_length, number)
+        return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    if role == "code_map":
+        return torch.tensor(LEVELS)
+    if role == "scale_map":
+        return dynamic_map()
+    return torch.zeros(output.shape, dtype=TORCH_DTYPES[output.dtype])

@@ -9,25 +9,28 @@ from torch import Tensor
 
 from quantrecipe import __version__
 from quantrecipe.converter.buffers import target_views
+from quantrecipe.converter.carrying import Carried
 from quantrecipe.converter.devices import CPU, Device
+from quantrecipe.converter.given_scales import GivenScales
 from quantrecipe.converter.measured import column_importance
 from quantrecipe.converter.protocol import ErrorSums, Job
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.source_rows import SourceRows, read_slice
-from quantrecipe.converter.storing import shape_tensor, stored_zero_points
+from quantrecipe.converter.storing import written_anew
 from quantrecipe.converter.units import row_blocks, rows_together
-from quantrecipe.formats import RowErrors, cast, get_format
+from quantrecipe.formats import RowErrors, cast, get_format, plain_dtype
 from quantrecipe.formats.base import Workspace
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.folding import divide_scales, divides_scales, fold_rows, fold_vector
 from quantrecipe.formats.kernels import decode_block
 from quantrecipe.formats.memory import as_memory
-from quantrecipe.formats.packing import pack
+from quantrecipe.formats.stored import to_stored
 from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.capabilities import BUILT_IN
 from quantrecipe.schema.lock import Role
-from quantrecipe.schema.plan import PlannedModule, PlannedOther
+from quantrecipe.schema.plan import PlannedModule, PlannedOther, PlannedTensor
 from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, PlainWeight
+from quantrecipe.schema.storage import WRITTEN_ANEW
 from quantrecipe.schema.tensors import TensorInfo
 
 
@@ -59,34 +62,44 @@ class _Work:
         self.buffers = device.host
 
     def run(self) -> ErrorSums | None:
-        module = self.unit.of
+        module, unit = self.unit.of, self.unit
         if isinstance(module, PlannedOther):
-            if module.divided:
-                self._divide("other", module.source, self.unit.start, self.unit.stop)
-            else:
-                self._copy("other", module.source, self.unit.start, self.unit.stop)
+            place = unit.start, unit.stop
+            self._vector("other", module.source, module.output, *place, divided=module.divided)
             return None
-        if module.copied:
-            for role, part in self.unit.ranges().items():
-                if role == "weight_shape":
-                    self._shape(module)
-                    continue
-                start = part.position - module.outputs[role].offset
-                self._copy(role, module.source.tensors[role], start, start + part.nbytes)
+        if module.carried:
+            self._carry(module)
             return None
-        if "bias" in module.outputs and self.unit.first:
-            bias = module.source.tensors["bias"]
-            carry = self._divide if module.divided else self._copy
-            carry("bias", bias, 0, bias.nbytes)
-        if "smoothing" in module.outputs and self.unit.first:
+        if "bias" in module.outputs and unit.first:
+            self._bias(module)
+        if "smoothing" in module.outputs and unit.first:
             assert self.job.factors is not None
             self.job.write("smoothing", as_memory(self.job.factors))
-        if "weight_shape" in module.outputs and self.unit.first:
-            self._shape(module)
         if isinstance(module.weight, PlainWeight):
             self._cast(module, module.weight)
             return None
         return self._quantize(module, module.weight)
+
+    def _carry(self, module: PlannedModule) -> None:
+        """Codes and scales as they are, wherever and in whatever order they shall lie."""
+        carried = Carried(module, self._rows(module))
+        for role, part in self.unit.ranges().items():
+            if module.same_bytes(role):
+                start = part.position - module.outputs[role].offset
+                self._copy(role, module.source.tensors[role], start, start + part.nbytes)
+            elif role == "bias":
+                self._bias(module)
+            elif role == "weight":
+                for start, stop in self._blocks(module):
+                    self.job.write(role, as_memory(carried.stored(role, start, stop)))
+                    self._advance(module, stop - start)
+            else:
+                found = carried.stored(role, self.unit.start, self.unit.stop)
+                self.job.write(role, as_memory(found))
+
+    def _bias(self, module: PlannedModule) -> None:
+        bias, output = module.source.tensors["bias"], module.outputs["bias"]
+        self._vector("bias", bias, output, 0, bias.nbytes, divided=module.divided)
 
     def _copy(self, role: Role, source: TensorInfo, start: int, stop: int) -> None:
         """Carry bytes of a tensor over as they are."""
@@ -97,20 +110,31 @@ class _Work:
             self.job.write(role, as_memory(piece))
             self.job.progress(last - first, source.name)
 
-    def _shape(self, module: PlannedModule) -> None:
-        self.job.write("weight_shape", as_memory(shape_tensor(module)))
-
-    def _divide(self, role: Role, source: TensorInfo, start: int, stop: int) -> None:
-        """Divide a vector, or the bytes of it from ``start`` on, by what is folded into it."""
-        dtype = TORCH_DTYPES[source.dtype]
+    def _vector(
+        self,
+        role: Role,
+        source: TensorInfo,
+        output: PlannedTensor,
+        start: int,
+        stop: int,
+        *,
+        divided: bool,
+    ) -> None:
+        """Bytes of a tensor that is no weight: copied, or divided, or in another plain dtype."""
+        if not divided and output.dtype == source.dtype:
+            self._copy(role, source, start, stop)
+            return
+        dtype, target = TORCH_DTYPES[source.dtype], plain_dtype(output.dtype)
         first, count = start // dtype.itemsize, (stop - start) // dtype.itemsize
         values = read_slice(
             self.job.reader, source, first, (count,), self.buffers.view("copy", (count,), dtype)
         )
-        assert self.job.divisors is not None
+        divisors = self.job.divisors if divided else None
         with naming(source, first):
-            folded = fold_vector(values, self.job.divisors[first : first + count])
-        self.job.write(role, as_memory(folded))
+            found = fold_vector(
+                values, None if divisors is None else divisors[first : first + count], target
+            )
+        self.job.write(role, as_memory(found))
         self.job.progress(stop - start, source.name)
 
     def _divisors(self, start: int, stop: int) -> Tensor | None:
@@ -152,12 +176,13 @@ class _Work:
         importance = column_importance(self.job.statistics, module, self.job.factors)
         if importance is not None:
             importance = importance.to(self.device.name)
-        whole, fmt = weight.granularity == "tensor", get_format(weight)
-        given = self._tensor_scale(module, weight, inputs, transform) if whole else None
+        fmt = get_format(weight)
+        given = self._given(module, weight, inputs, transform) if weight.scales_together else None
         errors: list[RowErrors] = []
         for start, stop in self._blocks(module):
             shape = (stop - start, module.source.in_features)
-            codes, scale, zeros = target_views(self.device.memory, weight, shape, given)
+            decoding, encoding = (None, None) if given is None else given.rows(start, stop)
+            codes, scale, zeros = target_views(self.device.memory, weight, shape, decoding)
             with naming(source, start, start // fmt.row_multiple(weight)):
                 codes_in, scales_in, factors, zeros_in = inputs.read(start, stop)
                 found = transform(
@@ -169,46 +194,51 @@ class _Work:
                     importance,
                     zeros_in=zeros_in,
                     zeros_out=zeros,
+                    encode_scales=encoding,
                 )
                 divided = inputs.divided(scale, start, stop)
             out = self.device.give("out", codes, divided, found.signal, found.noise)
-            self.job.write("weight", as_memory(self._packed(module, out[0])))
-            if not whole:
-                self.job.write("weight_scale", as_memory(out[1]))
+            self._write(module, "weight", out[0])
+            if given is None and weight.has_scales:
+                self._write(module, "weight_scale", out[1])
             if zeros is not None:
-                down = stored_zero_points(zeros.cpu(), module.packings)
-                self.job.write("weight_zero_point", as_memory(down))
+                self._write(module, "weight_zero_point", zeros.cpu())
             errors.append(RowErrors(out[2].clone(), out[3].clone(), found.worst_in_scales))
             self._advance(module, stop - start)
+        if self.unit.first:
+            for role in module.outputs:
+                if role in WRITTEN_ANEW:
+                    offset = None if given is None else given.offset
+                    self.job.write(role, as_memory(written_anew(module, role, offset)))
         return ErrorSums.of_blocks(errors)
 
-    def _packed(self, module: PlannedModule, codes: Tensor) -> Tensor:
-        """Codes as they are stored."""
-        packing = module.packings.get("weight")
-        if packing is None:
-            return codes
-        shape = codes.shape[0], packing.stored(codes.shape[1])
-        return pack(codes, packing, self.buffers.view("packed", shape, TORCH_DTYPES[packing.dtype]))
+    def _write(self, module: PlannedModule, role: Role, tensor: Tensor) -> None:
+        """A block of codes, scales or zero points, as they are stored."""
+        storage, out = module.stored(role), None
+        if storage.packing is not None and role == "weight":
+            shape = tensor.shape[0], storage.packing.stored(tensor.shape[1])
+            out = self.buffers.view("packed", shape, TORCH_DTYPES[storage.packing.dtype])
+        self.job.write(role, as_memory(to_stored(tensor, role, storage, out)))
 
-    def _tensor_scale(
+    def _given(
         self,
         module: PlannedModule,
         weight: AnyScaledWeight,
         inputs: _Inputs,
         transform: BlockTransform,
-    ) -> Tensor:
-        """One scale for the weight needs the maximum of all of it first."""
-        amax: Tensor | None = None
+    ) -> GivenScales:
+        """Write the scales that nobody can choose before all of the weight has been seen."""
+        maxima: list[Tensor] = []
         for start, stop in self._blocks(module):
             with naming(module.source.tensors["weight"], start):
                 codes, scales, factors, zeros = inputs.read(start, stop)
-                largest = transform.absmax(codes, scales, factors, zeros_in=zeros)
-            amax = largest if amax is None else torch.maximum(amax, largest)
-        assert amax is not None
+                maxima.append(transform.absmax(codes, scales, factors, zeros_in=zeros))
         with naming(module.source.tensors["weight"]):
-            scale = get_format(weight).scales(amax, weight)
-        self.job.write("weight_scale", as_memory(scale.cpu()))
-        return scale
+            given = GivenScales.of(maxima, weight)
+        for role, tensor in given.stored.items():
+            if role in module.outputs:
+                self._write(module, role, tensor.cpu())
+        return given
 
 
 class _Inputs:
@@ -229,7 +259,7 @@ class _Inputs:
         def there(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device.name)
 
-        self._source = module.source.weight
+        self._source = rows.format
         self._rows, self._device = rows, device
         self._factors, self._divisors = there(job.factors), there(job.divisors)
         self._scratch = Workspace()

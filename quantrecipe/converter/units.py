@@ -11,6 +11,7 @@ from quantrecipe import formats
 from quantrecipe.schema.lock import Role
 from quantrecipe.schema.plan import Plan, PlannedModule, PlannedOther, PlannedTensor
 from quantrecipe.schema.schemes import ScaledWeight
+from quantrecipe.schema.storage import padded
 from quantrecipe.schema.tensors import TensorInfo
 
 _IN_ROWS: Final = frozenset({"weight", "weight_scale", "weight_zero_point"})
@@ -75,7 +76,8 @@ class Unit:
     def ranges(self) -> Mapping[Role, Range]:
         """What it writes, by role; all units together write every byte of every tensor once."""
         if isinstance(self.of, PlannedOther):
-            return {"other": _range(self.of.output, self.start, self.stop)}
+            wide = self.of.output.nbytes / max(1, self.of.source.nbytes)
+            return {"other": _range(self.of.output, int(self.start * wide), int(self.stop * wide))}
         found = {}
         for role, output in self.of.outputs.items():
             start, stop = self._bytes(role, output, self.of)
@@ -110,12 +112,17 @@ class Unit:
             return self.start * row, self.stop * row
         assert isinstance(module.weight, ScaledWeight)
         height, _ = module.weight.group_shape(rows, columns)
-        packing = module.packings.get(role)
-        if packing is not None:
-            height = packing.codes
-            row = output.nbytes // packing.stored(rows)
-            return self.start // height * row, packing.stored(self.stop) * row
-        row = output.nbytes // module.weight.scale_grid(rows, columns)[0]
+        storage = module.stored(role)
+        if storage.packing is not None:
+            height = storage.packing.codes
+            row = output.nbytes // storage.packing.stored(rows)
+            return self.start // height * row, storage.packing.stored(self.stop) * row
+        grid_rows = module.weight.scale_grid(rows, columns)[0]
+        if storage.arrangement != "rows":
+            tile = storage.rows_together
+            row = output.nbytes // padded(grid_rows, tile)
+            return self.start * row, padded(self.stop, tile) * row
+        row = output.nbytes // grid_rows
         return self.start // height * row, -(-self.stop // height) * row
 
 
@@ -150,7 +157,7 @@ def cut(plan: Plan, unit_bytes: int = UNIT_BYTES) -> tuple[Unit, ...]:
 def rows_together(module: PlannedModule) -> int:
     """Rows that must stay together to be read, decoded, encoded and written."""
     return math.lcm(
-        *(formats.rows_together(each.weight, each.packings) for each in (module.source, module))
+        *(formats.rows_together(each.weight, each.storage) for each in (module.source, module))
     )
 
 
@@ -168,7 +175,7 @@ def row_blocks(
 
 def _can_be_cut(module: PlannedModule) -> bool:
     weights = [module.source.weight, module.weight]
-    whole = any(isinstance(one, ScaledWeight) and one.granularity == "tensor" for one in weights)
+    whole = any(isinstance(one, ScaledWeight) and one.scales_together for one in weights)
     return not whole
 
 

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from quantrecipe.evaluate.agreement import check_lock
+from quantrecipe.evaluate.comparison.records import (
+    DEFAULT_FAILURES,
+    FAILURES,
+    Compared,
+    Diff,
+    Distance,
+    Failure,
+)
 from quantrecipe.evaluate.integrity import check_files
 from quantrecipe.evaluate.locked import read_lock
 from quantrecipe.evaluate.records import ModuleError, Progress, Verification, silent
+from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.lock import LOCK_NAME
 
-__all__ = ["ModuleError", "Progress", "Verification", "verify", "workload"]
+__all__ = [
+    "DEFAULT_FAILURES",
+    "FAILURES",
+    "Compared",
+    "Diff",
+    "Distance",
+    "Failure",
+    "ModuleError",
+    "Progress",
+    "Verification",
+    "diff",
+    "verify",
+    "workload",
+]
 
 BLOCK_BYTES = 256 << 10
 """Small enough that what is computed from a block stays in a core's cache."""
@@ -84,3 +107,32 @@ def workload(path: Path | str, *, against: bool = False, quick: bool = False) ->
     except (OSError, ValueError, KeyError, TypeError):
         return 0
     return hashed + (sum(sources.values()) if against else 0)
+
+
+def diff(
+    a: Path | str,
+    b: Path | str,
+    *,
+    parts: Mapping[str, str] | None = None,
+    layout_a: str | Layout | None = None,
+    layout_b: str | Layout | None = None,
+    progress: Progress = silent,
+) -> Diff:
+    """Compare what a reader gets of two checkpoints, in whatever layouts they are.
+
+    Args:
+        a: a safetensors file, an index, a folder with either, or a folder of such folders.
+        b: likewise.
+        parts: A's name of a part to B's; those that are left out belong together by name.
+        layout_a: the layout of ``a``; found out if left out.
+        layout_b: that of ``b``.
+        progress: called with bytes finished with.
+
+    Raises:
+        InvalidInput: one cannot be opened, or no layout explains it.
+        SourceError: a file is there and cannot be read.
+    """
+    from quantrecipe.evaluate.comparison.running import open_comparison
+
+    with open_comparison(a, b, parts=parts, layout_a=layout_a, layout_b=layout_b) as opened:
+        return opened.compare(progress=progress)

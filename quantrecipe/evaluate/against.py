@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -13,8 +11,9 @@ from typing import Final
 import torch
 
 from quantrecipe.checkpoint import file_sha256, open_parts
-from quantrecipe.evaluate.copies import check_cast, check_copy, check_divided
+from quantrecipe.evaluate.copies import check_carried, check_cast, check_copy, check_vector
 from quantrecipe.evaluate.folds import read_folded
+from quantrecipe.evaluate.parallel import on_all_cores
 from quantrecipe.evaluate.proofs import Measured, prove_bound
 from quantrecipe.evaluate.records import ModuleError, Progress
 from quantrecipe.formats.folding import FoldedFactors
@@ -22,9 +21,8 @@ from quantrecipe.formats.proof import COMPILED_PAYS_FROM_BYTES
 from quantrecipe.loaders import Checkpoint, open_checkpoint
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.lock import Lock, LockedModule, LockedOther, WeightError
-from quantrecipe.schema.plan_readback import same_numbers
+from quantrecipe.schema.plan_readback import same_codes
 from quantrecipe.schema.problems import InvalidInput, Problem
-from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight, ScaledWeight
 from quantrecipe.schema.tensors import SourcePart, TensorInfo
 
@@ -68,7 +66,7 @@ def prove(path: Path, source: Path, lock: Lock, *, block_bytes: int, progress: P
             source,
             layout=recipe.source.layout,
             parts=recipe.source.parts,
-            names_of=resolve_layout(recipe.target.layout),
+            names=lock.names or (),
         )
     except InvalidInput as error:
         return Proof(error.problems, error.problems)
@@ -140,19 +138,10 @@ class _Against:
                 if (part, name) not in others:
                     self._note("missing-tensor", _NOT_LOCKED, info)
         self.compiled = self._to_prove() >= COMPILED_PAYS_FROM_BYTES
-        # Blocks of one module go through one core's cache; cores take different modules.
-        before = torch.get_num_threads()
-        workers = os.cpu_count() or 1
-        try:
-            with ThreadPoolExecutor(
-                workers, initializer=torch.set_num_threads, initargs=(1,)
-            ) as pool:
-                for locked, done in zip(
-                    self.lock.modules, pool.map(self._apart, self.lock.modules), strict=True
-                ):
-                    self._take_in(locked, done)
-        finally:
-            torch.set_num_threads(before)
+        for locked, done in zip(
+            self.lock.modules, on_all_cores(self._apart, self.lock.modules), strict=True
+        ):
+            self._take_in(locked, done)
         for other in self.lock.others:
             self._take_in(other, self._apart(other))
 
@@ -210,7 +199,9 @@ class _Against:
             )
             self._note("misshaped-tensor", message, output.tensors["weight"])
             return
-        if locked.disposition == "quantized" and isinstance(output.weight, ScaledWeight):
+        if locked.transfer in ("quantized", "requantized") and isinstance(
+            output.weight, ScaledWeight
+        ):
             self._quantized(locked, output.weight, output.tensors["weight"])
         else:
             self._kept(locked, source, output)
@@ -272,12 +263,10 @@ class _Against:
             self.problems += check_cast(
                 self.source, self.output, locked.name, locked.part, self.block_bytes, self.folds
             )
-        elif same_numbers(source.weight, output.weight, shape):
-            self._copied(source.tensors["weight"], info)
-            self._copied(source.tensors["weight_scale"], output.tensors["weight_scale"])
-            if "weight_zero_point" in output.tensors:
-                role = "weight_zero_point"
-                self._copied(source.tensors[role], output.tensors[role])
+        elif same_codes(source.weight, output.weight, shape):
+            self.problems += check_carried(
+                self.source, self.output, locked.name, locked.part, self.block_bytes
+            )
         else:
             self._note("mistyped-tensor", "its codes are not stored as in the source", info)
 
@@ -285,7 +274,7 @@ class _Against:
         wanted = self.lock.recipe.target.passthrough_dtype
         if isinstance(source.weight, PlainWeight) or wanted == "keep":
             shape = source.out_features, source.in_features
-            return same_numbers(source.weight, output.weight, shape)
+            return same_codes(source.weight, output.weight, shape)
         return output.weight.format == wanted
 
     def _bias(self, locked: LockedModule, source: StoredModule, output: StoredModule) -> None:
@@ -303,10 +292,10 @@ class _Against:
         """A vector or another tensor: divided by what is folded into it, else a copy."""
         rows = source.shape[0] if source.shape else 1
         divisors = self.folds.divisors(locked.part, locked.name, rows)
-        if divisors is None:
+        if divisors is None and source.dtype == target.dtype:
             self._copied(source, target)
         else:
-            self.problems += check_divided(self.source, source, self.output, target, divisors)
+            self.problems += check_vector(self.source, source, self.output, target, divisors)
 
     def _copied(self, source: TensorInfo, target: TensorInfo) -> None:
         self.problems += check_copy(self.source, source, self.output, target, self.block_bytes)

@@ -16,7 +16,6 @@ from quantrecipe.schema.layout_writing import (
     module_tensors,
     other_name,
     refusal,
-    shape_of_codes,
 )
 from quantrecipe.schema.lock import LOCK_NAME, RECIPE_NAME, Lock, LockedModule, LockedTensor
 from quantrecipe.schema.placement import shard_of
@@ -38,6 +37,7 @@ def check_lock(lock: Lock) -> Iterator[Problem]:
     Source sizes and digests, measured errors and the names of who did it follow from nothing in the
     lock: the first two are held against the source.
     """
+    yield from _names(lock)
     yield from _outputs(lock)
     yield from _sidecars(lock)
     yield from _sources(lock)
@@ -52,6 +52,15 @@ def _wrong(
 ) -> Problem:
     """A problem of a lock."""
     return Problem(kind, message, _HINT, pointer=pointer, tensor=tensor)
+
+
+def _names(lock: Lock) -> Iterator[Problem]:
+    """Entries are there where the recipe has names, and those that it has written out."""
+    said = lock.recipe.target.names
+    if (said is None) != (lock.names is None) or (
+        not isinstance(said, str | None) and said != lock.names
+    ):
+        yield _wrong("/names", "they are not those that the recipe's target.names stands for")
 
 
 def _outputs(lock: Lock) -> Iterator[Problem]:
@@ -133,6 +142,9 @@ def _size(tensor: LockedTensor) -> int | None:
         return None
 
 
+_CARRIED: Final = ("lossless", "inverted")
+
+
 def _coverage(path: str, size: int, found: list[tuple[str, LockedTensor]]) -> Iterator[Problem]:
     ordered = sorted(found, key=lambda each: (each[1].offset, each[1].bytes))
     end = None
@@ -185,7 +197,7 @@ def _decision(
         "reason": None,
         "activation": None,
         "smoothing": None,
-        "rotation": None,
+        "rotation": module.rotation if module.transfer in _CARRIED else None,
         "weight": module.weight,
     }
     if taken is not None and taken.protected is not None:
@@ -211,10 +223,19 @@ def _stored(
             yield _wrong(f"{pointer}/tensors/{role}/role", f"is not {role!r}", tensor.name)
         yield from _home(recipe, module.part, f"{pointer}/tensors/{role}", tensor)
     weight, bias = module.tensors.get("weight"), module.tensors.get("bias")
-    if weight is None or len(weight.shape) != 2:
+    if weight is None:
         yield _wrong(f"{pointer}/tensors", f"{module.name!r} has no weight", module.name)
         return
-    refused = refusal(layout, module.weight, module.smoothing, module.rotation)
+    factors = module.smoothing is not None and module.smoothing.apply == "online"
+    # Those of a source that was smoothed went along with its codes.
+    factors = factors or (module.transfer in _CARRIED and "smoothing" in module.tensors)
+    refused = refusal(
+        layout,
+        module.weight,
+        smoothed=factors or module.smoothing is not None,
+        factors=factors,
+        rotation=module.rotation,
+    )
     if refused is not None:
         yield _wrong(f"{pointer}/weight", refused[0], module.name, "not-the-plan")
         return
@@ -222,9 +243,11 @@ def _stored(
         layout,
         module.part,
         module.name,
-        shape_of_codes(layout, module.weight, (weight.shape[0], weight.shape[1])),
+        module.shape,
         module.weight,
-        smoothing=module.smoothing is not None and module.smoothing.apply == "online",
+        smoothing=factors,
+        rotation=module.rotation,
+        decoded="bfloat16",
         bias=OutputTensor(bias.name, bias.dtype, bias.shape) if bias is not None else None,
     )
     for role in expected.keys() | module.tensors.keys():
@@ -232,7 +255,10 @@ def _stored(
         if there is None or wanted is None:
             message = f"{module.name!r} {'lacks' if there is None else 'has no place for'} {role}"
             yield _wrong(f"{pointer}/tensors", message, module.name, "not-the-plan")
-        elif (there.name, there.dtype, there.shape) != (wanted.name, wanted.dtype, wanted.shape):
+        elif (there.name, there.dtype) != (wanted.name, wanted.dtype) or (
+            # What a marker says of the source shows nowhere in the lock.
+            role != "marker" and there.shape != wanted.shape
+        ):
             message = (
                 f"layout {layout.name!r} stores it as {wanted.name!r}, {wanted.dtype} "
                 f"{list(wanted.shape)}, not {there.name!r}, {there.dtype} {list(there.shape)}"
@@ -248,7 +274,7 @@ def _home(recipe: Recipe, part: str, pointer: str, tensor: LockedTensor) -> Iter
 
 
 def _measured(recipe: Recipe, pointer: str, module: LockedModule) -> Iterator[Problem]:
-    if not isinstance(module.weight, ScaledWeight) or module.disposition != "quantized":
+    if not isinstance(module.weight, ScaledWeight) or module.transfer in _CARRIED:
         return
     if module.error is None:
         yield _wrong(pointer, f"{module.name!r} has no measured error", module.name)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from quantrecipe.evaluate.proofs import row_blocks
-from quantrecipe.formats import Unrepresentable, cast
+from quantrecipe.evaluate.unequal import first_unequal_byte, place_of
+from quantrecipe.formats import Unrepresentable, cast, plain_dtype
 from quantrecipe.formats.folding import FoldedFactors, fold_rows, fold_vector
 from quantrecipe.loaders import Checkpoint
-from quantrecipe.schema.dtypes import DTYPES
+from quantrecipe.schema.dtypes import is_plain
 from quantrecipe.schema.problems import InvalidInput, Problem
-from quantrecipe.schema.schemes import PlainWeight
+from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
 
 _HINT = "It was edited, or is of another source; convert again."
@@ -37,42 +38,32 @@ def check_copy(
     if (original.dtype, original.nbytes) != (copied.dtype, copied.nbytes):
         yield _mistyped(original, copied)
         return
-    for start in range(0, copied.nbytes, block_bytes):
-        size = min(block_bytes, copied.nbytes - start)
-        blocks = bytearray(size), bytearray(size)
-        source.read_into(original, start, blocks[0])
-        output.read_into(copied, start, blocks[1])
-        if blocks[0] != blocks[1]:
-            unequal = np.frombuffer(blocks[0], np.uint8) != np.frombuffer(blocks[1], np.uint8)
-            element = (start + int(unequal.argmax())) * 8 // DTYPES[copied.dtype].bits
-            place = [int(index) for index in np.unravel_index(element, copied.shape or (1,))]
-            message = f"differs from the source, first at {place[: len(copied.shape)]}"
-            yield _differs("not-a-copy", message, copied)
-            return
+    unequal = first_unequal_byte(source, original, output, copied, block_bytes)
+    if unequal is not None:
+        message = f"differs from the source, first at {list(place_of(copied, unequal))}"
+        yield _differs("not-a-copy", message, copied)
 
 
-def check_divided(
+def check_vector(
     source: Checkpoint,
     original: TensorInfo,
     output: Checkpoint,
     copied: TensorInfo,
-    divisors: Tensor,
+    divisors: Tensor | None,
 ) -> Iterator[Problem]:
-    """Hold a vector that smoothing is folded into to the source's, divided.
+    """Hold a vector to the source's, divided by what is folded into it, in its dtype.
 
     Raises:
         InvalidInput: a number of the source cannot be divided.
     """
-    if (original.dtype, original.shape) != (copied.dtype, copied.shape):
+    if original.shape != copied.shape or not is_plain(copied.dtype):
         yield _mistyped(original, copied)
         return
     with _naming(original):
-        wanted = fold_vector(source.tensor(original), divisors)
+        wanted = fold_vector(source.tensor(original), divisors, plain_dtype(copied.dtype))
     unequal = _bits(wanted) != _bits(output.tensor(copied))
     if unequal.any():
-        message = (
-            f"is not the source's, divided by what is folded into it, first at {unequal.argmax()}"
-        )
+        message = f"is not the source's{_with(divisors)}, first at {unequal.argmax()}"
         yield _differs("not-divided", message, copied)
 
 
@@ -96,16 +87,16 @@ def check_cast(
     info = after.tensors["weight"]
     factors = folds.factors(part, name)
     divisors = folds.divisors(part, name, after.out_features)
+    rows_in, rows_out = source.stored(name, part), output.stored(name, part)
+    direct = isinstance(before.weight, PlainWeight)
     for start, stop in row_blocks(before, after, block_bytes):
-        direct = isinstance(before.weight, PlainWeight)
-        read = source.codes if direct else source.rows
         with _naming(before.tensors["weight"], start):
-            rows = read(name, part, start, stop)
+            rows = rows_in.codes(start, stop) if direct else rows_in.decoded(start, stop)
             if factors is not None or divisors is not None:
                 own = None if divisors is None else divisors[start:stop]
                 rows = fold_rows(rows, factors, own)
             wanted = cast(rows, after.weight.format)
-        unequal = _bits(wanted) != _bits(output.codes(name, part, start, stop))
+        unequal = _bits(wanted) != _bits(rows_out.codes(start, stop))
         if unequal.any():
             row, column = (int(index) for index in np.argwhere(unequal)[0])
             message = (
@@ -113,6 +104,55 @@ def check_cast(
                 f"{start + row}, column {column}"
             )
             yield _differs("not-the-cast", message, info)
+            return
+
+
+def check_carried(
+    source: Checkpoint, output: Checkpoint, name: str, part: str, block_bytes: int
+) -> Iterator[Problem]:
+    """Hold codes and scales that went over as they are to the source's, wherever they lie now."""
+    before, after = source.module(name, part), output.module(name, part)
+    rows_in, rows_out = source.stored(name, part), output.stored(name, part)
+    weight = after.weight
+    assert isinstance(weight, ScaledWeight)
+
+    def differ(role: str, one: Tensor | None, other: Tensor | None, start: int = 0) -> bool:
+        if one is None or other is None:
+            return one is not other
+        wide = one.to(other.dtype) if one.dtype.is_floating_point else one
+        return wide.shape != other.shape or bool((_bits(wide) != _bits(other)).any())
+
+    for start, stop in row_blocks(before, after, block_bytes):
+        pairs = {
+            "weight": (rows_in.codes(start, stop), rows_out.codes(start, stop)),
+            "weight_zero_point": (rows_in.zeros(start, stop), rows_out.zeros(start, stop)),
+        }
+        if not weight.has_two_levels:
+            pairs["weight_scale"] = rows_in.scales(start, stop), rows_out.scales(start, stop)
+        for role, (one, other) in pairs.items():
+            if differ(role, one, other):
+                message = f"its {role.replace('_', ' ')} is not the source's, from row {start} on"
+                yield _differs("not-a-copy", message, after.tensors[role])
+                return
+    whole: dict[str, tuple[Tensor | None, Tensor | None]] = {
+        "smoothing": (rows_in.factors(), rows_out.factors())
+    }
+    if weight.has_two_levels:
+        one_levels, other_levels = rows_in.two_levels(), rows_out.two_levels()
+        inverted = before.stored("second_scale") != after.stored("second_scale")
+        second = one_levels.second, other_levels.second
+        if inverted and after.stored("second_scale").reciprocal:
+            # Divided into 1 when it was written and again when it is read; float32 rounds both.
+            second = second[0].reciprocal().reciprocal(), second[1]
+        whole |= {
+            "weight_scale": (one_levels.scale, other_levels.scale),
+            "second_scale": second,
+            "scale_offset": (one_levels.offset, other_levels.offset),
+        }
+    for role, (one, other) in whole.items():
+        if differ(role, one, other):
+            message = f"its {role.replace('_', ' ')} is not the source's"
+            yield _differs("not-a-copy", message, after.tensors.get(role, after.tensors["weight"]))
             return
 
 
@@ -126,9 +166,13 @@ def _naming(info: TensorInfo, start: int = 0) -> Iterator[None]:
         raise InvalidInput(problem) from None
 
 
+def _with(divisors: Tensor | None) -> str:
+    return "" if divisors is None else ", divided by what is folded into it"
+
+
 def _bits(block: Tensor) -> npt.NDArray[np.generic]:
     """The block's numbers as bit patterns: NaNs are equal to themselves, and 0 is not -0."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[block.dtype.itemsize]
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[block.dtype.itemsize]
     found: npt.NDArray[np.generic] = block.view(integer).numpy()
     return found
 

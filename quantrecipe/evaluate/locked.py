@@ -12,12 +12,9 @@ from quantrecipe.checkpoint import SourceError
 from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.document import document_of, parse_text
 from quantrecipe.schema.folds import FoldSite, find_sites
-from quantrecipe.schema.layout import Layout
-from quantrecipe.schema.layout_writing import refusal, shape_of_codes
-from quantrecipe.schema.lock import LOCK_NAME, Lock, LockedModule
+from quantrecipe.schema.lock import LOCK_NAME, Lock
 from quantrecipe.schema.parsed import MAX_LOCK_BYTES
 from quantrecipe.schema.problems import Problem
-from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.semantics import LOCK_DAMAGED
 from quantrecipe.schema.structure import build
 from quantrecipe.schema.validation import examine_text, validate_value
@@ -100,28 +97,18 @@ def locked_sites(lock: Lock) -> tuple[FoldSite, ...]:
     """Where smoothing was folded, in the order of the plan; edges that do not fit are left out."""
     if not lock.recipe.folds:
         return ()
-    layout = resolve_layout(lock.recipe.target.layout)
     sites: list[FoldSite] = []
     for part in sorted(lock.recipe.source.parts):
         mine = [module for module in lock.modules if module.part == part]
-        shapes = {module.name: _shape(layout, module) for module in mine}
         found = find_sites(
             lock.recipe.folds,
             part,
-            {name: shape for name, shape in shapes.items() if shape is not None},
+            {module.name: module.shape for module in mine},
             {other.name: other.tensor.shape for other in lock.others if other.part == part},
             {m.name for m in mine if m.smoothing is not None and m.smoothing.apply == "fold"},
         )
         sites += found.sites
     return tuple(sites)
-
-
-def _shape(layout: Layout, module: LockedModule) -> tuple[int, int] | None:
-    """Out and in features, if the lock says them."""
-    weight = module.tensors.get("weight")
-    if weight is None or len(weight.shape) != 2 or refusal(layout, module.weight, None):
-        return None
-    return shape_of_codes(layout, module.weight, (weight.shape[0], weight.shape[1]))
 
 
 def rewritten(file: Path) -> Problem:

@@ -16,10 +16,17 @@ from quantrecipe.formats.folding import FoldedFactors, divide_scales, divides_sc
 from quantrecipe.formats.kernels import decode_block
 from quantrecipe.formats.proof import Proven, TargetNonFinite, block_proof
 from quantrecipe.formats.refusals import first_index
+from quantrecipe.formats.two_level import TwoLevelScales, choose_two_levels
 from quantrecipe.loaders import Checkpoint
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.problems import InvalidInput, Problem
-from quantrecipe.schema.schemes import AnyWeight, ClipSearch, PlainWeight, Quantizer, ScaledWeight
+from quantrecipe.schema.schemes import (
+    AnyQuantizer,
+    AnyWeight,
+    ClipSearch,
+    PlainWeight,
+    ScaledWeight,
+)
 from quantrecipe.schema.tensors import TensorInfo
 
 
@@ -45,7 +52,7 @@ def prove_bound(
     name: str,
     part: str,
     block_bytes: int,
-    quantizer: Quantizer,
+    quantizer: AnyQuantizer,
     folds: FoldedFactors,
     *,
     prefer_compiled: bool = False,
@@ -74,23 +81,20 @@ def prove_bound(
         factors = output.tensor(module.tensors["smoothing"])
     divisors = folds.divisors(part, name, module.out_features)
     rows_divided = divisors is not None and not divides_scales(spec)
-    given: AnyWeight = PlainWeight(format="float32") if rows_divided else original.weight
+    rows_in, rows_out = source.stored(name, part), output.stored(name, part)
+    given: AnyWeight = PlainWeight(format="float32") if rows_divided else rows_in.format
     prove = block_proof(given, spec, rotation=module.rotation, prefer_compiled=prefer_compiled)
     proof = _Proof(module, spec, get_format(spec))
-    plain = isinstance(original.weight, PlainWeight)
     for start, stop in row_blocks(original, module, block_bytes):
-        codes_in = source.codes(name, part, start, stop)
-        scales_in = None if plain else source.scales(name, part, start, stop)
-        codes = output.codes(name, part, start, stop)
-        scale = output.scales(name, part, start, stop)
-        zeros_in = source.zero_points(name, part, start, stop)
-        zeros = output.zero_points(name, part, start, stop)
-        stored: tuple[Tensor, Tensor | None, Tensor | None] = codes_in, scales_in, factors
+        codes, zeros = rows_out.codes(start, stop), rows_out.zeros(start, stop)
+        scale = rows_out.scales(start, stop)
         try:
+            codes_in, scales_in, zeros_in = rows_in.given(start, stop)
+            stored: tuple[Tensor, Tensor | None, Tensor | None] = codes_in, scales_in, factors
             if divisors is not None:
                 rows = divisors[start:stop]
                 rotation = None if rows_divided else module.rotation
-                values = decode_block(original.weight, *stored, rotation, Workspace(), zeros_in)
+                values = decode_block(rows_in.format, *stored, rotation, Workspace(), zeros_in)
                 if rows_divided:
                     stored, zeros_in = (fold_rows(values, None, rows), None, None), None
                 else:
@@ -102,7 +106,8 @@ def prove_bound(
             info = of.tensors["weight"]
             problem = replace(refused.at(info.name, start), file=str(info.file))
             raise InvalidInput(problem) from None
-    return proof.result()
+    stored_levels = rows_out.two_levels() if module.weight.has_two_levels else None
+    return proof.result(stored_levels)
 
 
 def row_blocks(
@@ -110,7 +115,7 @@ def row_blocks(
 ) -> Iterator[tuple[int, int]]:
     """Runs of rows of about ``block_bytes`` of float32 that both can be decoded by."""
     multiple = math.lcm(
-        *(rows_together(module.weight, module.packings) for module in (source, output))
+        *(rows_together(module.weight, module.storage) for module in (source, output))
     )
     step = max(1, block_bytes // max(1, 4 * source.in_features * multiple)) * multiple
     for start in range(0, source.out_features, step):
@@ -126,6 +131,7 @@ class _Proof:
     fmt: WeightFormat
     signal: Tensor = field(init=False)
     noise: Tensor = field(init=False)
+    maxima: list[Tensor] = field(default_factory=list)
     worst: float = 0.0
     of_bound: float = 0.0
     amax: Tensor | None = None
@@ -185,10 +191,12 @@ class _Proof:
 
     def take_in(self, found: Proven, scale: Tensor, zero_point: Tensor | None, start: int) -> None:
         """Add one block of rows, the first of which is row ``start``."""
-        if self.spec.granularity == "tensor":
+        if self.spec.has_two_levels:
+            self.maxima.append(found.amax)
+        elif self.spec.scales_together:
             self.amax = found.amax if self.amax is None else torch.maximum(self.amax, found.amax)
             self.stored = scale
-        else:
+        elif self.spec.has_scales:
             first = start // self.fmt.row_multiple(self.spec)
             self._check_scales(found.amax, scale, zero_point, first)
         if found.first is not None and not self.broken:
@@ -204,8 +212,14 @@ class _Proof:
         self.noise[rows] = found.errors.noise
         self.worst = max(self.worst, found.errors.worst_in_scales)
 
-    def result(self) -> Measured:
-        """What all blocks together say."""
+    def result(self, stored: TwoLevelScales | None) -> Measured:
+        """What all blocks together say.
+
+        Args:
+            stored: the output's scales, where they have two levels.
+        """
+        if stored is not None:
+            self._check_two_levels(stored)
         if self.amax is not None and self.stored is not None:
             self._check_scales(self.amax, self.stored, None, 0)
         return Measured(
@@ -214,6 +228,24 @@ class _Proof:
             self.worst,
             self.of_bound,
         )
+
+    def _check_two_levels(self, stored: TwoLevelScales) -> None:
+        """Scales of two levels are those that the source's maxima give, all of them together."""
+        wanted, _ = choose_two_levels(torch.cat(self.maxima), self.spec)
+        pairs = [("second level of scales", stored.second[None], wanted.second[None])]
+        if wanted.offset is not None and stored.offset is not None:
+            pairs.append(("offset of the scales", stored.offset[None], wanted.offset[None]))
+        pairs.append(("scale", stored.scale, wanted.scale))
+        for what, there, expected in pairs:
+            index = first_index(there.float() != expected.float())
+            if index is not None:
+                row, column = index
+                self.wrong_scale = (
+                    f"the {what} at [{row}, {column}] of its grid is "
+                    f"{float(there[row, column])!r}, and the source's weights make it "
+                    f"{float(expected[row, column])!r}"
+                )
+                return
 
     def _check_scales(
         self, amax: Tensor, scale: Tensor, zero_point: Tensor | None, first: int

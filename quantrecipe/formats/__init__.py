@@ -15,15 +15,20 @@ from quantrecipe.formats.clip_search import choose_scales
 from quantrecipe.formats.error import RowErrors, sqnr_db
 from quantrecipe.formats.error import row_errors as _row_errors
 from quantrecipe.formats.float8 import E4M3FN, E5M2
+from quantrecipe.formats.ggml import RECORD_FORMATS
 from quantrecipe.formats.int4 import Int4Format
 from quantrecipe.formats.int8 import Int8Format
+from quantrecipe.formats.llm_int8 import LlmInt8Format
+from quantrecipe.formats.mx import MxFp4Format, MxFp8Format
 from quantrecipe.formats.nf4 import Nf4Format
+from quantrecipe.formats.nvfp4 import NvFp4Format
 from quantrecipe.formats.plain import PLAIN, cast, to_float32
 from quantrecipe.formats.refusals import NonFinite, OutOfRange, ScaleOutOfRange, Unrepresentable
+from quantrecipe.formats.two_level import TwoLevelScales, choose_two_levels, effective_scales
 from quantrecipe.schema.dtypes import PlainDType
-from quantrecipe.schema.packings import Packing
 from quantrecipe.schema.problems import InvalidInput, Problem, did_you_mean
 from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
+from quantrecipe.schema.storage import AS_IT_IS, Storage
 
 __all__ = [
     "FORMATS",
@@ -33,12 +38,16 @@ __all__ = [
     "Quantized",
     "RowErrors",
     "ScaleOutOfRange",
+    "TwoLevelScales",
     "Unrepresentable",
     "WeightFormat",
     "Workspace",
     "cast",
+    "choose_two_levels",
     "dequantize",
+    "effective_scales",
     "get_format",
+    "plain_dtype",
     "quantize",
     "row_errors",
     "rows_together",
@@ -46,9 +55,19 @@ __all__ = [
     "to_float32",
 ]
 
-FORMATS: Final = MappingProxyType[str, WeightFormat](
-    {fmt.name: fmt for fmt in (Int8Format(), E4M3FN, E5M2, Int4Format(), Nf4Format())}
+_ALL: Final[tuple[WeightFormat, ...]] = (
+    Int8Format(),
+    E4M3FN,
+    E5M2,
+    Int4Format(),
+    Nf4Format(),
+    LlmInt8Format(),
+    MxFp8Format(),
+    MxFp4Format(),
+    NvFp4Format(),
+    *RECORD_FORMATS.values(),
 )
+FORMATS: Final = MappingProxyType[str, WeightFormat]({fmt.name: fmt for fmt in _ALL})
 """Every format with codes and scales, by name."""
 
 
@@ -70,18 +89,19 @@ def get_format(spec: ScaledWeight | str) -> WeightFormat:
     return fmt
 
 
-def rows_together(weight: PlainWeight | ScaledWeight, packings: Mapping[str, Packing]) -> int:
+def rows_together(weight: PlainWeight | ScaledWeight, storage: Mapping[str, Storage]) -> int:
     """Rows of a stored weight that must stay together to be encoded or decoded.
 
     Args:
         weight: how it is stored.
-        packings: how its tensors are packed, by role; zero points are packed from row to row.
+        storage: how its tensors lie, by role; zero points are packed from row to row.
     """
     if isinstance(weight, PlainWeight):
         return 1
-    packing = packings.get("weight_zero_point")
-    together = 1 if packing is None else packing.codes
-    return math.lcm(get_format(weight).row_multiple(weight), together)
+    zeros = storage.get("weight_zero_point", AS_IT_IS).packing
+    together = 1 if zeros is None else zeros.codes
+    tiles = 1 if weight.has_two_levels else storage.get("weight_scale", AS_IT_IS).rows_together
+    return math.lcm(get_format(weight).row_multiple(weight), together, tiles)
 
 
 def quantize(
@@ -106,6 +126,10 @@ def quantize(
         raise InvalidInput(Problem("shape-refused", f"the weight cannot be stored so: {reason}"))
     fmt = get_format(spec)
     values = to_float32(weight)
+    if spec.has_two_levels:
+        stored, scale = choose_two_levels(fmt.measure(values, spec), spec)
+        codes = fmt.encode(values, scale, spec, checked=False)
+        return Quantized(codes, effective_scales(stored, spec), two_levels=stored)
     scale, zero_point = choose_scales(values, fmt, spec, importance)
     codes = fmt.encode(values, scale, spec, zero_point=zero_point)
     return Quantized(codes, scale, zero_point)
@@ -123,7 +147,8 @@ def dequantize(
 
     Args:
         codes: ``[out, in]``.
-        scale: the canonical grid; ``None`` for a plain dtype.
+        scale: the canonical grid, of ``effective_scales`` where they have two levels; ``None`` for
+            a plain dtype.
         spec: how the weight is stored.
         dtype: rounded to this from float32; a name or torch's dtype.
         zero_point: the canonical grid, for formats that have one.
@@ -131,7 +156,7 @@ def dequantize(
     Raises:
         InvalidInput: a value is not finite, or too large for ``dtype``.
     """
-    name = dtype if isinstance(dtype, str) else _plain_name(dtype)
+    name = plain_dtype(dtype)
     if isinstance(spec, PlainWeight):
         return cast(codes, name)
     if scale is None:
@@ -155,8 +180,13 @@ def row_errors(
     )
 
 
-def _plain_name(dtype: torch.dtype) -> PlainDType:
+def plain_dtype(dtype: str | torch.dtype) -> PlainDType:
+    """The name that recipes give a plain dtype.
+
+    Raises:
+        ValueError: it is none.
+    """
     for name, known in PLAIN.items():
-        if known == dtype:
+        if dtype in (name, known):
             return name
-    raise ValueError(f"{dtype} is no plain dtype")
+    raise ValueError(f"{dtype} does not hold plain numbers")

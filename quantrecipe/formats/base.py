@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from quantrecipe.schema.schemes import ScaledWeight
+
+if TYPE_CHECKING:
+    from quantrecipe.formats.two_level import TwoLevelScales
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +20,18 @@ class Quantized:
     """A whole weight as stored.
 
     Attributes:
-        codes: ``[out, in]``, in the format's code dtype.
-        scale: the canonical grid ``spec.scale_grid(out, in)`` in ``spec.scale_dtype``; ``None`` for
-            a plain dtype.
+        codes: ``[out, spec.code_columns(in)]``, in the format's code dtype.
+        scale: the canonical grid ``spec.scale_grid(out, in)`` in ``spec.grid_dtype``, which codes
+            are decoded with; ``None`` for a plain dtype.
         zero_point: uint8 of the shape of ``scale``, the code that stands for 0 in each group;
             ``None`` where the format has none.
+        two_levels: what is stored in the place of ``scale``, for formats with two levels of scales.
     """
 
     codes: Tensor
     scale: Tensor | None
     zero_point: Tensor | None = None
+    two_levels: TwoLevelScales | None = None
 
 
 class Workspace:
@@ -42,11 +48,15 @@ class Workspace:
 
         The same memory is handed out on every call.
         """
-        buffer = self._buffer
-        if buffer is None or buffer.numel() < block.numel() or buffer.device != block.device:
-            buffer = torch.empty(block.numel(), dtype=torch.float32, device=block.device)
+        return self.shaped(tuple(block.shape), block.device)
+
+    def shaped(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Uninitialized float32 of this shape on this device, in the same memory as ``like``."""
+        buffer, count = self._buffer, math.prod(shape)
+        if buffer is None or buffer.numel() < count or buffer.device != device:
+            buffer = torch.empty(count, dtype=torch.float32, device=device)
             self._buffer = buffer
-        return buffer[: block.numel()].view(block.shape)
+        return buffer[:count].view(shape)
 
 
 class WeightFormat(Protocol):
@@ -88,8 +98,11 @@ class WeightFormat(Protocol):
 
         With zero points, ``high - low`` divided by the number of steps between codes. A group of
         zeros has scale 1. A scale below the smallest normal number of its dtype is that number, so
-        a scale is never zero and dividing by it loses nothing. nf4 has scales of its own: the
-        absolute maximum, whatever it is.
+        a scale is never zero and dividing by it loses nothing. nf4 and llm_int8 have scales of
+        their own: the absolute maximum, whatever it is; those of mxfp8 and mxfp4 are powers of two.
+
+        Where scales have two levels this is the float32 grid to encode with, from the maxima of
+        the whole weight; ``two_level.choose_two_levels`` says how it is stored.
 
         Raises:
             ScaleOutOfRange: a scale overflows its dtype; carries its row and column in the grid.
@@ -105,7 +118,8 @@ class WeightFormat(Protocol):
         """What codes stand for before they are multiplied by their scales.
 
         In the smallest dtype that holds it: the codes themselves for int8 and fp8, int8 for int4,
-        float32 for nf4.
+        float32 for nf4, fp4 codes and llm_int8 (where times scales they are rounded otherwise than
+        by ``decode``, in the last places).
         """
 
     def encode(

@@ -776,6 +776,16 @@ def prove(
     return np.int64(held).view(np.float64), worst
 
 
+@_cached("void(float32[:, ::1], float64[::1])")
+def squares(block: _Floats, sums: _Doubles) -> None:
+    """``error.sums_of_squares``: of each row of a block, in ``sums``."""
+    lanes = np.zeros(_LANES)
+    for i in range(len(block)):
+        for start in range(0, block.shape[1], _CHUNK):
+            _accumulate(block[i, start : start + _CHUNK], lanes)
+        sums[i] = _folded(lanes, block.shape[1])
+
+
 @_inlined
 def _raise_each(w: _Floats, largest: NDArray[np.int32]) -> None:
     for j in range(len(w)):

@@ -27,7 +27,8 @@ class RowErrors(NamedTuple):
     Attributes:
         signal: the sum of ``w^2`` of each row, float64 ``[rows]``.
         noise: the sum of ``(w - w_hat)^2`` of each row, float64 ``[rows]``.
-        worst_in_scales: the largest ``abs(w - w_hat) / scale`` of the block.
+        worst_in_scales: the largest ``abs(w - w_hat) / scale`` of the block; where scales lie in
+            records, divided by the largest magnitude of its group instead.
     """
 
     signal: Tensor
@@ -75,9 +76,12 @@ def row_errors(
 
 def errors_of(error: Tensor, weight: Tensor, scale: Tensor, spec: ScaledWeight) -> RowErrors:
     """``row_errors`` from ``error``, which is ``float32(w_hat - w)``."""
-    # A scale of 0 is that of zeros, which are exact.
-    divisor = scale.masked_fill(scale == 0, 1.0)
-    worst = absmax(error, spec.group_shape(*weight.shape)).div_(divisor).amax()
+    group = spec.group_shape(*weight.shape)
+    # Records do not show their scales: then errors are told in the group's largest numbers.
+    divisor = scale.float().abs() if spec.has_scales else absmax(weight, group)
+    # A scale of 0 is that of zeros, which are exact, or next to nothing beside those of other
+    # groups; one that is stored in two levels may be negative.
+    worst = absmax(error, group).div_(divisor.masked_fill(divisor == 0, 1.0)).amax()
     return RowErrors(sums_of_squares(weight), sums_of_squares(error), float(worst))
 
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantrecipe.formats.plain import PLAIN, cast, to_float32
+from quantrecipe.formats.plain import cast, to_float32
 from quantrecipe.formats.refusals import (
     Unrepresentable,
     all_finite,
     first_index,
     refuse_non_finite,
 )
+from quantrecipe.schema.dtypes import PlainDType
 from quantrecipe.schema.folds import FoldSite
 from quantrecipe.schema.schemes import AnyWeight, ScaledWeight
 
@@ -126,15 +127,15 @@ def fold_rows(values: Tensor, factors: Tensor | None, divisors: Tensor | None) -
     return result
 
 
-def fold_vector(values: Tensor, divisors: Tensor) -> Tensor:
-    """A vector divided by factors, in its own dtype.
+def fold_vector(values: Tensor, divisors: Tensor | None, dtype: PlainDType) -> Tensor:
+    """A vector divided by factors, if there are any, in a plain dtype.
 
     Args:
         values: of a plain dtype, ``[n]``.
         divisors: float32 ``[n]``.
+        dtype: the dtype of the result.
 
     Raises:
         NonFinite, OutOfRange: as ``fold_rows`` and ``cast``.
     """
-    dtype = next(name for name, known in PLAIN.items() if known == values.dtype)
-    return cast(fold_rows(values, None, divisors), dtype)
+    return cast(values if divisors is None else fold_rows(values, None, divisors), dtype)

@@ -55,6 +55,16 @@ class Int4Format(NibbleFormat):
         below = torch.div(amax[0].neg(), scale.float())
         return below.round_().clamp_(0, LAST).to(torch.uint8)
 
+    def middle(self, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+        """The codes that stand for 0, float32 of the shape of the scales."""
+        if zero_point is None:
+            return torch.full(scale.shape, float(_ZERO), device=scale.device)
+        return zero_point.float()
+
+    def first(self, spec: ScaledWeight) -> int:
+        """The smallest code that is written."""
+        return 0 if spec.has_zero_points else _ZERO - _LARGEST
+
     def levels(self, codes: Tensor, zero_point: Tensor | None, group: tuple[int, int]) -> Tensor:
         found = codes.to(torch.int8)
         if zero_point is None:

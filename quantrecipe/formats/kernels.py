@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from quantrecipe.formats import get_format, to_float32
 from quantrecipe.formats.base import Workspace
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.loops import load_loops
 from quantrecipe.formats.refusals import all_finite, refuse_non_finite
 from quantrecipe.formats.rotation import rotate_
 from quantrecipe.schema.schemes import AnyWeight, Hadamard, PlainWeight, ScaledWeight
@@ -22,14 +22,7 @@ from quantrecipe.schema.schemes import AnyWeight, Hadamard, PlainWeight, ScaledW
 
 def load_kernels() -> ModuleType | None:
     """``quantrecipe.formats.compiled``, if it can be had here."""
-    if find_spec("numba") is None:
-        return None
-    try:
-        from quantrecipe.formats import compiled
-    except (ImportError, OSError):
-        # There, but not for this Python, this NumPy or this processor.
-        return None
-    return compiled
+    return load_loops("compiled")
 
 
 class Scratch(threading.local):
@@ -54,10 +47,11 @@ def decode_block(
     Raises:
         Unrepresentable: a number is not finite, or beyond float32.
     """
-    weight = workspace.like(codes)
     if isinstance(source, PlainWeight):
+        weight = workspace.like(codes)
         to_float32(codes, out=weight)
     else:
+        weight = workspace.shaped((len(codes), source.number_columns(codes.shape[1])), codes.device)
         if scales is None:
             raise ValueError("codes without a scale are no numbers")
         get_format(source).decode(codes, scales, source, out=weight, zero_point=zeros)

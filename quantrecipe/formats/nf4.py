@@ -2,7 +2,9 @@
 
 The bits are those of bitsandbytes: the scale of a block is its absolute maximum, whatever it is,
 and ``code`` is that of the level nearest to ``weight * (1 / scale)`` in float32, of the lower one
-where two are equally near. A block of zeros has scale 0 and the code of level 0.
+where two are equally near. A block of zeros has scale 0 and the code of level 0. Double-quantized
+scales (``formats.double_quantization``) change no code: as in bitsandbytes codes are computed with
+the maxima, and multiplied by what is left of them.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from quantrecipe.formats.nibbles import NibbleFormat
+from quantrecipe.formats.grid import absmax, tiles
+from quantrecipe.formats.nibbles import NibbleFormat, chunks, look_up
 from quantrecipe.schema.schemes import ScaledWeight
 
 LEVELS: Final = (
@@ -38,12 +41,8 @@ LEVELS: Final = (
 _SMALLEST_DIVISOR: Final = 1e-38
 """The reciprocal of anything much smaller would be an infinity."""
 
-_BETWEEN: Final[list[float]] = (
-    (torch.tensor(LEVELS)[:-1] + torch.tensor(LEVELS)[1:]).div(2).tolist()
-)
+BETWEEN: Final[list[float]] = (torch.tensor(LEVELS)[:-1] + torch.tensor(LEVELS)[1:]).div(2).tolist()
 """Halfway between levels, in float32: from there on downwards the lower one is taken."""
-
-_IN_CACHE: Final = 1 << 16
 
 # Half of the widest step on either side of zero.
 _NEGATIVE: Final = (LEVELS[1] - LEVELS[0]) / 2
@@ -65,24 +64,25 @@ class Nf4Format(NibbleFormat):
         self._unpack(codes, out, zero_point, group)
         return out
 
-    def _divide(self, weight: Tensor, scale: Tensor, out: Tensor) -> None:
-        torch.mul(weight, scale.clamp(min=_SMALLEST_DIVISOR).reciprocal_(), out=out)
+    def operand(self, scale: Tensor) -> Tensor:
+        return scale.clamp(min=_SMALLEST_DIVISOR).reciprocal_()
+
+    def _divide(self, weight: Tensor, operand: Tensor, out: Tensor) -> None:
+        torch.mul(weight, operand, out=out)
 
     def _round(self, ratio: Tensor, zero_point: Tensor | None, group: tuple[int, int]) -> None:
         # There is nothing beyond the outermost levels, so nothing has to be clamped.
-        for chunk in _chunks(ratio):
+        for chunk in chunks(ratio):
             codes = torch.zeros_like(chunk, dtype=torch.uint8)
             above = torch.empty_like(chunk, dtype=torch.bool)
-            for middle in _BETWEEN:
+            for middle in BETWEEN:
                 codes.add_(torch.gt(chunk, middle, out=above).view(torch.uint8))
             chunk.copy_(codes)
 
     def _unpack(
         self, codes: Tensor, out: Tensor, zero_point: Tensor | None, group: tuple[int, int]
     ) -> None:
-        levels = torch.tensor(LEVELS, device=codes.device)
-        for chunk, target in zip(_chunks(codes), _chunks(out), strict=True):
-            torch.index_select(levels, 0, chunk.bitwise_and(15).int(), out=target)
+        look_up(LEVELS, codes, out)
 
     def _bound(self, weight: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         """``max(h s, |w| - s) + |w| (1 - s / max(s, 1e-38)) + 2^-21 s + 2^-149``.
@@ -97,11 +97,27 @@ class Nf4Format(NibbleFormat):
         slack = scale * 2.0**-21 + 2.0**-149
         return torch.maximum(half, magnitude - scale) + magnitude * lost + slack
 
+    def bound(
+        self,
+        weight: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        spec: ScaledWeight,
+        *,
+        zero_point: Tensor | None = None,
+    ) -> Tensor:
+        """That of the scales; double-quantized ones add their own error.
 
-def _chunks(block: Tensor) -> tuple[Tensor, ...]:
-    """The numbers of a contiguous block in order: as many at a time as a core keeps in its cache.
-
-    A GPU would rather have all of them at once.
-    """
-    flat = block.view(-1)
-    return torch.split(flat, _IN_CACHE) if block.device.type == "cpu" else (flat,)
+        Codes are those of the maxima ``a`` before they were compressed, which the weight still
+        has: ``|w - level s| <= |w - level a| + |level| |a - s|``, and float32 rounding.
+        """
+        if not spec.has_two_levels:
+            return super().bound(weight, codes, scale, spec, zero_point=zero_point)
+        group = spec.group_shape(*weight.shape)
+        amax = absmax(weight, group)
+        result = super().bound(weight, codes, amax, spec)
+        off = (amax.double() - scale.double()).abs() + 2.0**-23 * scale.double().abs()
+        level = self.levels(codes, None, group).double().abs()
+        for (view, target), each in tiles((level, result), off, group):
+            target.add_(view.mul_(each))
+        return result

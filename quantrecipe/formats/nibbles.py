@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -11,6 +12,8 @@ from quantrecipe.formats.scaled import ScaledFormat, refuse_codes
 
 LAST: Final = 15
 """The last code."""
+
+_IN_CACHE: Final = 1 << 16
 
 
 class NibbleFormat(ScaledFormat):
@@ -24,3 +27,19 @@ class NibbleFormat(ScaledFormat):
 
     def _refuse_codes(self, codes: Tensor) -> None:
         refuse_codes(codes, codes > LAST)
+
+
+def chunks(block: Tensor) -> tuple[Tensor, ...]:
+    """The numbers of a contiguous block in order: as many at a time as a core keeps in its cache.
+
+    A GPU would rather have all of them at once.
+    """
+    flat = block.view(-1)
+    return torch.split(flat, _IN_CACHE) if block.device.type == "cpu" else (flat,)
+
+
+def look_up(levels: Sequence[float], codes: Tensor, out: Tensor) -> None:
+    """What each of the codes stands for, float32 into ``out``; only the low 4 bits count."""
+    table = torch.tensor(levels, device=codes.device)
+    for chunk, target in zip(chunks(codes), chunks(out), strict=True):
+        torch.index_select(table, 0, chunk.bitwise_and(LAST).int(), out=target)

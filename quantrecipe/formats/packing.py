@@ -1,4 +1,4 @@
-"""Packing codes into wider numbers and taking them out again; see ``quantrecipe.schema.packings``.
+"""Packing codes into wider numbers and taking them out again; see ``quantrecipe.schema.storage``.
 
 Packed numbers lie in memory as safetensors stores them, little-endian.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quantrecipe.formats.dtypes import TORCH_DTYPES
-from quantrecipe.schema.packings import Packing
+from quantrecipe.schema.storage import Packing
 
 
 def pack(codes: Tensor, packing: Packing, out: Tensor | None = None) -> Tensor:

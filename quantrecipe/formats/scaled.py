@@ -25,7 +25,9 @@ SCALE_DTYPES: Final = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    "float8_e8m0fnu": torch.float8_e8m0fnu,
 }
+"""What grids of scales are in, by ``ScaledWeight.grid_dtype``."""
 
 
 class ScaledFormat(ABC):
@@ -57,8 +59,16 @@ class ScaledFormat(ABC):
     def _bound(self, weight: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         """The bound, from a weight, its scale and zero point, float64 and broadcastable."""
 
-    def _divide(self, weight: Tensor, scale: Tensor, out: Tensor) -> None:
-        torch.div(weight, scale, out=out)
+    def operand(self, scale: Tensor) -> Tensor:
+        """What weights are divided by, or multiplied by (``_divide``), from float32 scales."""
+        return scale
+
+    def _divide(self, weight: Tensor, operand: Tensor, out: Tensor) -> None:
+        torch.div(weight, operand, out=out)
+
+    def _multiply(self, values: Tensor, scale: Tensor) -> None:
+        """What ``_unpack`` left, times the scales, in place."""
+        values.mul_(scale)
 
     @property
     def _largest_level(self) -> float:
@@ -108,8 +118,8 @@ class ScaledFormat(ABC):
         _check_stored(scale, spec, checked)
         ratio = (workspace or Workspace()).like(weight)
         group = spec.group_shape(*weight.shape)
-        for (w, target), s in tiles((weight, ratio), scale.float(), group):
-            self._divide(w, s, target)
+        for (w, target), each in tiles((weight, ratio), self.operand(scale.float()), group):
+            self._divide(w, each, target)
         self._round(ratio, zero_point, group)
         codes = _output(out, weight, self.code_dtype)
         return codes.copy_(ratio)
@@ -131,7 +141,7 @@ class ScaledFormat(ABC):
         group = spec.group_shape(*codes.shape)
         self._unpack(codes, values, zero_point, group)
         for (view,), s in tiles((values,), factors, group):
-            view.mul_(s)
+            self._multiply(view, s)
         if checked:
             self._check_decoded(codes, factors, values)
         return values
@@ -229,11 +239,11 @@ def _check_grid(
 
 
 def _check_stored(scale: Tensor, spec: ScaledWeight, look: bool) -> None:
-    if scale.dtype != SCALE_DTYPES[spec.scale_dtype]:
-        raise ValueError(f"scales are stored as {spec.scale_dtype}, not {scale.dtype}")
+    if scale.dtype != SCALE_DTYPES[spec.grid_dtype]:
+        raise ValueError(f"scales are given as {spec.grid_dtype}, not {scale.dtype}")
     if not look:
         return
-    low, high = extremes(scale)
+    low, high = extremes(scale.float())
     if not (low > 0 or (spec.has_zero_scales and low == 0)) or not high < math.inf:
         raise ValueError("scales must be positive and finite")
 

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from quantrecipe.formats import get_format
+from quantrecipe.formats.blockwise import BlockwiseTransform, covers
 from quantrecipe.formats.clip_search import choose_scales, column_weights
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.error import RowErrors, row_errors
 from quantrecipe.formats.kernels import BlockSource, Scratch, decode_block, load_kernels, takes
-from quantrecipe.formats.scaled import SCALE_DTYPES
+from quantrecipe.formats.loops import load_loops
+from quantrecipe.formats.records import RecordFormat
 from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, ClipSearch, Hadamard
 
 COMPILED_PAYS_FROM_BYTES: Final = 1_000_000_000
@@ -52,6 +54,7 @@ class BlockTransform(Protocol):
         *,
         zeros_in: Tensor | None = None,
         zeros_out: Tensor | None = None,
+        encode_scales: Tensor | None = None,
     ) -> RowErrors:
         """Decode, multiply by the factors, rotate, choose scales, encode, measure the error.
 
@@ -60,12 +63,15 @@ class BlockTransform(Protocol):
             scales_in: the source's scales, finite; ``None`` for a plain dtype.
             factors: float32 ``[in]``, or ``None``.
             codes_out: receives the target's codes.
-            scales_out: receives the target's scales. For granularity ``tensor`` it is read: the
-                scale of the weight, from ``absmax`` over all blocks.
+            scales_out: receives the target's scales. Where those of a weight are chosen together
+                (``ScaledWeight.scales_together``) they are read, chosen from ``absmax`` over all
+                blocks.
             importance: what each column's squared errors count for the quantizer, float32 ``[in]``;
                 ``None``: all the same.
             zeros_in: the source's zero points, where its format has them.
             zeros_out: receives the target's zero points, where its format has them.
+            encode_scales: the scales that codes are chosen by, where they are not those that codes
+                are decoded with.
 
         Raises:
             NonFinite: a number of the source is none; carries its row and column in the block.
@@ -80,7 +86,9 @@ class BlockTransform(Protocol):
         *,
         zeros_in: Tensor | None = None,
     ) -> Tensor:
-        """The largest magnitude of the decoded, smoothed and rotated block, float32 ``[1, 1]``.
+        """The largest magnitude of each scaling group of the decoded, smoothed and rotated block.
+
+        As ``WeightFormat.measure`` gives it: float32 ``[1, 1]`` where all of it has one scale.
 
         Raises:
             NonFinite: as above.
@@ -121,10 +129,17 @@ def block_transform(
         prefer_compiled: whether compiled loops are worth their start.
     """
     plain = PlainTransform(source, target, rotation)
+    if prefer_compiled and isinstance(plain.format, RecordFormat):
+        plain.format = plain.format.compiled()
     kernels = load_kernels() if prefer_compiled else None
-    if kernels is None or not {source.format, target.format} <= set(kernels.KINDS):
+    if kernels is None:
         return plain
-    return CompiledTransform(plain, kernels)
+    if {source.format, target.format} <= set(kernels.KINDS):
+        return CompiledTransform(plain, kernels)
+    loops = load_loops("compiled_blocks")
+    if loops is not None and covers(target, loops):
+        return BlockwiseTransform(plain, loops, kernels)
+    return plain
 
 
 class PlainTransform:
@@ -142,7 +157,7 @@ class PlainTransform:
         self.source = source
         self.target = target
         self.rotation = rotation
-        self._format = get_format(target)
+        self.format = get_format(target)
         self._scratch = Scratch()
 
     def __call__(
@@ -156,10 +171,11 @@ class PlainTransform:
         *,
         zeros_in: Tensor | None = None,
         zeros_out: Tensor | None = None,
+        encode_scales: Tensor | None = None,
     ) -> RowErrors:
-        weight = self._decode(codes_in, scales_in, factors, zeros_in)
-        fmt, target, workspace = self._format, self.target, self._scratch.steps
-        given = target.granularity == "tensor"
+        weight = self.decode(codes_in, scales_in, factors, zeros_in)
+        fmt, target, workspace = self.format, self.target, self._scratch.steps
+        given = target.scales_together
         if not given:
             scales, zeros = choose_scales(
                 weight, fmt, target, importance, codes=codes_out, workspace=workspace
@@ -169,7 +185,7 @@ class PlainTransform:
                 zeros_out.copy_(zeros)
         fmt.encode(
             weight,
-            scales_out,
+            scales_out if encode_scales is None else encode_scales,
             target,
             codes_out,
             zero_point=zeros_out,
@@ -196,8 +212,8 @@ class PlainTransform:
         *,
         zeros_in: Tensor | None = None,
     ) -> Tensor:
-        weight = self._decode(codes_in, scales_in, factors, zeros_in)
-        return self._format.measure(weight, self.target).amax().view(1, 1)
+        weight = self.decode(codes_in, scales_in, factors, zeros_in)
+        return self.format.measure(weight, self.target)
 
     def column_absmax(
         self,
@@ -213,13 +229,14 @@ class PlainTransform:
         torch.maximum(out, weight.amax(0), out=out)
         torch.maximum(out, weight.amin(0).neg_(), out=out)
 
-    def _decode(
+    def decode(
         self,
         codes: Tensor,
         scales: Tensor | None,
         factors: Tensor | None,
         zeros: Tensor | None,
     ) -> Tensor:
+        """The source's numbers as codes are computed from, in memory that the next call reuses."""
         return decode_block(
             self.source, codes, scales, factors, self.rotation, self._scratch.values, zeros
         )
@@ -237,9 +254,9 @@ class CompiledTransform:
         self._plain = plain
         self._kernels = kernels
         self._target = plain.target
-        self._given = plain.target.granularity == "tensor"
+        self._given = plain.target.scales_together
         self._code_dtype = get_format(plain.target).code_dtype
-        self._scale_dtype = SCALE_DTYPES[plain.target.scale_dtype]
+        self._scale_dtype = TORCH_DTYPES[plain.target.grid_dtype]
         self._source = BlockSource(plain.source, plain.rotation, kernels.KINDS[plain.source.format])
         self._itemsize = TORCH_DTYPES[plain.source.format].itemsize
         quantizer = plain.target.quantizer
@@ -258,6 +275,7 @@ class CompiledTransform:
         *,
         zeros_in: Tensor | None = None,
         zeros_out: Tensor | None = None,
+        encode_scales: Tensor | None = None,
     ) -> RowErrors:
         block = self._source.arguments(codes_in, scales_in, factors)
         scales = self._scales(codes_in, codes_out, scales_out)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from quantrecipe.checkpoint import SourceReader, xxh3_128
 from quantrecipe.checkpoint.reading import WritableBuffer
-from quantrecipe.formats import Unrepresentable, cast, dequantize, to_float32
+from quantrecipe.formats import Unrepresentable, cast, dequantize, plain_dtype, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
-from quantrecipe.formats.packing import unpack, unpack_down
+from quantrecipe.formats.memory import as_memory
 from quantrecipe.formats.rotation import rotate_
+from quantrecipe.formats.stored import Fresh, StoredRows
 from quantrecipe.loaders.values import bad_number
-from quantrecipe.schema.dtypes import PLAIN_DTYPES, PlainDType
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.lock import Lock, LockedModule
@@ -175,22 +175,13 @@ class Checkpoint:
             InvalidInput: there is no such module, a number is not finite or too large for
                 ``dtype``, or a smoothing factor is not positive.
         """
-        module = self.module(name, part)
+        module, stored = self.module(name, part), self.module(name, part).weight
         info = module.tensors["weight"]
-        codes = self.tensor(info)
-        stored = module.weight
         if isinstance(stored, PlainWeight):
-            return codes
-        if "weight" in module.packings:
-            codes = unpack(codes, module.packings["weight"], module.in_features)
-        grid = stored.scale_grid(module.out_features, module.in_features)
-        scale = self.tensor(module.tensors["weight_scale"]).reshape(grid)
-        zero_point = None
-        if "weight_zero_point" in module.tensors:
-            zero_point = self.tensor(module.tensors["weight_zero_point"])
-            if "weight_zero_point" in module.packings:
-                packing = module.packings["weight_zero_point"]
-                zero_point = unpack_down(zero_point, packing, module.out_features)
+            return self.tensor(info)
+        self._check(module)
+        rows, whole = self.stored(name, part), (0, module.out_features)
+        codes, scale, zero_point = rows.codes(*whole), rows.scales(*whole), rows.zeros(*whole)
         if "weight_shape" in module.tensors:
             self._check_shape(module)
         try:
@@ -219,56 +210,13 @@ class Checkpoint:
         """What the bytes of a tensor have to hash to, where digests are checked."""
         return self._digests.get((info.file, info.name))
 
-    def codes(self, name: str, part: str | None, start: int, stop: int) -> Tensor:
-        """Rows of a module's weight in the dtype of its codes, unpacked: ``[rows, in]``."""
-        module = self.module(name, part)
-        info, columns = module.tensors["weight"], module.in_features
-        packing = module.packings.get("weight")
-        if packing is None:
-            return self._slice(info, start, (stop - start, columns))
-        stored = self._slice(info, start, (stop - start, packing.stored(columns)))
-        return unpack(stored, packing, columns)
+    def stored(self, name: str, part: str | None = None) -> StoredRows:
+        """A module's codes, scales and zero points, by rows, in the order of memory."""
 
-    def scales(self, name: str, part: str | None, start: int, stop: int) -> Tensor:
-        """The scales of these rows of a module's weight: the rows of its grid that they need.
+        def read(info: TensorInfo, start: int, out: Tensor) -> None:
+            self._reader.read_into(info, start, as_memory(out))
 
-        Raises:
-            ValueError: ``start`` is inside a block of rows that share scales.
-        """
-        module = self.module(name, part)
-        stored = module.weight
-        if isinstance(stored, PlainWeight):
-            raise ValueError(f"{name!r} is stored as {stored.format}, without scales")
-        whole = module.out_features, module.in_features
-        height, columns = stored.group_shape(*whole)[0], stored.scale_grid(*whole)[1]
-        if start % height and stored.granularity != "tensor":
-            raise ValueError(f"rows from {start} on do not begin a block of {height}")
-        shape = -(-stop // height) - start // height, columns
-        return self._slice(module.tensors["weight_scale"], start // height, shape)
-
-    def zero_points(self, name: str, part: str | None, start: int, stop: int) -> Tensor | None:
-        """The zero points of these rows of a module's weight, uint8 as the grid of their scales.
-
-        ``None`` where its format has none.
-
-        Raises:
-            ValueError: ``start`` is inside rows whose zero points are packed together.
-        """
-        module = self.module(name, part)
-        info, packing = (
-            module.tensors.get("weight_zero_point"),
-            module.packings.get("weight_zero_point"),
-        )
-        if info is None:
-            return None
-        columns = info.shape[1]
-        if packing is None:
-            return self._slice(info, start, (stop - start, columns))
-        if start % packing.codes:
-            raise ValueError(f"rows from {start} on do not begin {packing.codes} packed ones")
-        shape = packing.stored(stop - start), columns
-        stored = self._slice(info, start // packing.codes, shape)
-        return unpack_down(stored, packing, stop - start)
+        return StoredRows(self.module(name, part), read, Fresh())
 
     def rows(self, name: str, part: str | None, start: int, stop: int) -> Tensor:
         """Rows of a module's weight as the numbers that are stored, float32 ``[rows, in]``.
@@ -280,27 +228,22 @@ class Checkpoint:
             InvalidInput: there is no such part or module, or a number is not finite.
             ValueError: ``start`` is inside a block of rows that share scales.
         """
-        module = self.module(name, part)
-        codes = self.codes(name, part, start, stop)
+        module, rows = self.module(name, part), self.stored(name, part)
         info, stored = module.tensors["weight"], module.weight
+        codes = rows.codes(start, stop)
         try:
             if isinstance(stored, PlainWeight):
                 return to_float32(codes)
-            scales = self.scales(name, part, start, stop)
-            zeros = self.zero_points(name, part, start, stop)
+            scales, zeros = rows.scales(start, stop), rows.zeros(start, stop)
             return dequantize(codes, scales, stored, zero_point=zeros)
         except Unrepresentable as refused:
             raise InvalidInput(replace(refused.at(info.name, start), file=str(info.file))) from None
 
-    def _slice(self, info: TensorInfo, first: int, shape: tuple[int, int]) -> Tensor:
-        """Rows of a tensor as stored, from row ``first`` on, all of one width."""
-        dtype = TORCH_DTYPES[info.dtype]
-        width = shape[1] * dtype.itemsize
-        buffer = bytearray(shape[0] * width)
-        self._reader.read_into(info, first * width, buffer)
-        if not buffer:
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(buffer, dtype=dtype).view(shape)
+    def _check(self, module: StoredModule) -> None:
+        """Hold a module's tensors to their digests, where those are checked."""
+        for info in module.tensors.values():
+            if self.digest(info) is not None:
+                self.tensor(info)
 
     def _check_shape(self, module: StoredModule) -> None:
         info = module.tensors["weight_shape"]
@@ -333,15 +276,3 @@ def damaged(info: TensorInfo) -> Problem:
         file=str(info.file),
         tensor=info.name,
     )
-
-
-def plain_dtype(dtype: torch.dtype) -> PlainDType:
-    """The name that recipes give a plain dtype.
-
-    Raises:
-        ValueError: it is none.
-    """
-    for name in PLAIN_DTYPES:
-        if TORCH_DTYPES[name] == dtype:
-            return name
-    raise ValueError(f"{dtype} does not hold plain numbers")

@@ -12,8 +12,8 @@ from quantrecipe.formats import get_format
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.scaled import SCALE_DTYPES
 from quantrecipe.loaders.kernels import AUTO, LEVEL_DTYPES, activation_key
-from quantrecipe.schema.packings import PACKINGS, Packing, PackingName
 from quantrecipe.schema.schemes import AnyScaledWeight, DynamicActivation, Hadamard
+from quantrecipe.schema.storage import PACKINGS, Packing, PackingName
 
 ROLES: Final = ("weight", "weight_scale", "weight_zero_point", "smoothing", "bias")
 """The tensors of a module, by role."""

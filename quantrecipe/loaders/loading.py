@@ -12,7 +12,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from quantrecipe.loaders.checkpoint import Checkpoint, plain_dtype
+from quantrecipe.formats import plain_dtype
+from quantrecipe.loaders.checkpoint import Checkpoint
 from quantrecipe.loaders.kernels import AUTO, LinearCall, activation_key, choose, find_kernel
 from quantrecipe.loaders.kernels.choosing import AUTO_OR_DEQUANTIZED
 from quantrecipe.loaders.linear import QuantizedLinear

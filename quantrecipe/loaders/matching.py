@@ -23,6 +23,7 @@ from quantrecipe.schema.dtypes import is_plain
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.problems import Problem, closest
 from quantrecipe.schema.schemes import PlainWeight
+from quantrecipe.schema.storage import Packing
 from quantrecipe.schema.tensors import TensorInfo
 
 _COMPARED: Final = 50
@@ -241,7 +242,7 @@ class _Matching:
             rotation=stored.rotation,
             bias=module._parameters[_bias_name(module)] is not None,
             scale_shape=scale.shape,
-            packings=stored.packings,
+            packings=packings(stored),
             names=local_names(self.checkpoint.layout, self.part, stored),
             kernel=self.kernel,
             device="meta",
@@ -455,6 +456,12 @@ class _Matching:
         self.found.problems.append(
             Problem(kind, message, hint=hint, file=str(info.file), tensor=info.name)
         )
+
+
+def packings(stored: StoredModule) -> dict[str, Packing]:
+    """How codes and zero points are packed, by role."""
+    found = {role: storage.packing for role, storage in stored.storage.items()}
+    return {role: packing for role, packing in found.items() if packing is not None}
 
 
 def _bias_name(module: nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +12,13 @@ from quantrecipe.loaders.identity import identify, root_of
 from quantrecipe.loaders.stated import unsaid_rotations, with_rotations
 from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.layout import Layout
-from quantrecipe.schema.layout_names import renamed
 from quantrecipe.schema.layout_reading import PartContents, read_part
 from quantrecipe.schema.lock import LOCK_NAME, Lock, LockedTensor
+from quantrecipe.schema.names import NameMapping
 from quantrecipe.schema.planning import METADATA_KEY
 from quantrecipe.schema.problems import InvalidInput, Problem, closest
 from quantrecipe.schema.provenance import embedded_recipe
+from quantrecipe.schema.renaming import renamed
 from quantrecipe.schema.tensors import SourceFileInfo, SourcePart, TensorInfo
 
 Check = Literal["headers", "digests"]
@@ -28,7 +29,7 @@ def open_checkpoint(
     *,
     layout: str | Layout | None = None,
     parts: Mapping[str, str] | None = None,
-    names_of: Layout | None = None,
+    names: Sequence[NameMapping] = (),
     check: Check = "headers",
 ) -> Checkpoint:
     """Open a converted checkpoint, or any checkpoint in a known layout.
@@ -40,7 +41,7 @@ def open_checkpoint(
         path: the folder that ``convert`` wrote, or one safetensors file.
         layout: for a checkpoint that does not say what it is; it takes the place of what it says.
         parts: with ``layout``: part name to file, folder or glob; one part by default.
-        names_of: with ``layout``: call modules as a conversion into this layout does.
+        names: with ``layout``: call modules as a conversion with these entries does.
         check: ``digests``: also hold every tensor that is read against the lock's digest.
 
     Raises:
@@ -63,9 +64,7 @@ def open_checkpoint(
             )
         )
     opened = open_parts(path, identity.locations)
-    contents = {part.name: read_part(identity.layout, part) for part in opened}
-    if names_of is not None:
-        contents = {name: renamed(found, names_of) for name, found in contents.items()}
+    contents = {part.name: renamed(read_part(identity.layout, part), names) for part in opened}
     contents = with_rotations(identity, opened, contents)
     problems = [problem for found in contents.values() for problem in found.problems]
     problems += unsaid_rotations(identity, opened, contents)

@@ -62,7 +62,7 @@ def with_rotations(
         part: replace(
             found,
             modules={
-                name: replace(module, rotation=rotations.get((part, name)))
+                name: replace(module, rotation=rotations.get((part, name)) or module.rotation)
                 for name, module in found.modules.items()
             },
         )

@@ -21,7 +21,7 @@ SHA256: Final = r"^[0-9a-f]{64}$"
 XXH3_128: Final = r"^[0-9a-f]{32}$"
 REVERSE_DNS: Final = r"^[a-z][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)+$"
 SOURCE_PATH: Final = rf"^(\.|{_SEGMENT}(/{_SEGMENT})*)$"
-TARGET_FILE: Final = rf"^({_FILE_SEGMENT}/)*[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors$"
+TARGET_FILE: Final = rf"^({_FILE_SEGMENT}/)*[A-Za-z0-9_][A-Za-z0-9_.-]*\.(safetensors|gguf)$"
 REPOSITORY: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 REVISION: Final = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 BYTE_SIZE: Final = r"^[1-9][0-9]{0,11}(B|KB|MB|GB|TB)$"
@@ -37,7 +37,8 @@ PATTERN_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         XXH3_128: "32 lower-case hexadecimal digits",
         REVERSE_DNS: "a reversed domain name of its owner, as in 'com.example.feature'",
         SOURCE_PATH: "'.', or a relative path with '/' between segments and no '..'",
-        TARGET_FILE: "a relative path of letters, digits, '_', '-' and '.', ending in .safetensors",
+        TARGET_FILE: "a relative path of letters, digits, '_', '-' and '.', ending in "
+        ".safetensors or .gguf",
         REPOSITORY: "owner/name, of letters, digits, '.', '_' and '-'",
         REVISION: "a commit, tag or branch: letters, digits, '.', '_', '-' and '/'",
         BYTE_SIZE: "a whole number and B, KB, MB, GB or TB, as in '5GB'",
@@ -77,6 +78,19 @@ def exactly(kind: type, expected: str) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def json_type(value: Any) -> str | None:
+    """The discriminator of unions that are told apart by JSON type alone."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, int):
+        return "integer"
+    if isinstance(value, list | tuple):
+        return "array"
+    return "object" if isinstance(value, dict | Model) else None
 
 
 VersionOne = Annotated[Literal[1], exactly(int, "1")]

@@ -10,15 +10,24 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from quantrecipe.schema.quantization_config import ConfiguredModule, by_scheme
-from quantrecipe.schema.schemes import DynamicActivation, Int4Group, ScaledWeight
+from quantrecipe.schema.schemes import DynamicActivation, Float8Block, ScaledWeight
 
 _VERSION: Final = "0.20.0"
 _COMPRESSION: Final = {
     "int8": "int-quantized",
     "float8_e4m3fn": "float-quantized",
     "int4": "pack-quantized",
+    "mxfp8": "mxfp8-quantized",
+    "mxfp4": "mxfp4-pack-quantized",
+    "nvfp4": "nvfp4-pack-quantized",
 }
-_BITS: Final = {"int8": 8, "float8_e4m3fn": 8, "int4": 4}
+_BITS: Final = {"int4": 4, "mxfp4": 4, "nvfp4": 4}
+_FLOATS: Final = ("float8_e4m3fn", "mxfp8", "mxfp4", "nvfp4")
+_SCALES: Final = {
+    "mxfp8": "torch.uint8",
+    "mxfp4": "torch.uint8",
+    "nvfp4": "torch.float8_e4m3fn",
+}
 
 
 def compressed_tensors_config(modules: Iterable[ConfiguredModule]) -> dict[str, Any] | None:
@@ -55,14 +64,21 @@ def _group(modules: list[ConfiguredModule]) -> dict[str, Any]:
 
 
 def _weights(weight: ScaledWeight) -> dict[str, Any]:
-    return {
-        "num_bits": _BITS[weight.format],
-        "type": "float" if weight.format.startswith("float8") else "int",
+    said: dict[str, Any] = {
+        "num_bits": _BITS.get(weight.format, 8),
+        "type": "float" if weight.format in _FLOATS else "int",
         "symmetric": not weight.has_zero_points,
-        "strategy": weight.granularity,
-        **({"group_size": weight.group_size} if isinstance(weight, Int4Group) else {}),
+        # The word for groups under a scale of their own level.
+        "strategy": "tensor_group" if weight.has_two_levels else weight.granularity,
         "dynamic": False,
     }
+    if weight.granularity == "group":
+        said["group_size"] = weight.group_shape(1, 1)[1]
+    if isinstance(weight, Float8Block):
+        said["block_structure"] = list(weight.block_size)
+    if weight.format in _SCALES:
+        said["scale_dtype"] = _SCALES[weight.format]
+    return said
 
 
 def _inputs(activation: DynamicActivation) -> dict[str, Any]:

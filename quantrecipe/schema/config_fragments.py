@@ -7,12 +7,25 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from quantrecipe.schema.compressed_tensors import compressed_tensors_config
+from quantrecipe.schema.foreign_configs import (
+    bitsandbytes_config,
+    int8_config,
+    sdnq_config,
+    torchao_config,
+)
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.quantization_config import ConfiguredModule, quantization_config
 
 _WRITERS: Final[Mapping[str, Callable[[Iterable[ConfiguredModule]], dict[str, Any] | None]]] = (
     MappingProxyType(
-        {"quantrecipe": quantization_config, "compressed-tensors": compressed_tensors_config}
+        {
+            "quantrecipe": quantization_config,
+            "compressed-tensors": compressed_tensors_config,
+            "bitsandbytes": bitsandbytes_config,
+            "torchao": torchao_config,
+            "sdnq": sdnq_config,
+            "int8": int8_config,
+        }
     )
 )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 PlainDType = Literal["float64", "float32", "float16", "bfloat16"]
@@ -22,6 +25,21 @@ class DType:
     name: str
     code: str
     bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDType:
+    """A type whose elements lie in records of a fixed size, along the last dimension.
+
+    Attributes:
+        name: the name recipes and layouts use, which is that of the format.
+        numbers: elements in a record.
+        nbytes: size of a record, in bytes.
+    """
+
+    name: str
+    numbers: int
+    nbytes: int
 
 
 # Ascending in the order by which safetensors ranks dtypes; a writer sorts tensors by this rank
@@ -55,6 +73,19 @@ DTYPES: Final[dict[str, DType]] = {dtype.name: dtype for dtype in _RANKED}
 BY_CODE: Final[dict[str, DType]] = {dtype.code: dtype for dtype in _RANKED}
 RANK: Final[dict[str, int]] = {dtype.name: rank for rank, dtype in enumerate(_RANKED)}
 
+BLOCK_DTYPES: Final[Mapping[str, BlockDType]] = MappingProxyType(
+    {
+        dtype.name: dtype
+        for dtype in (
+            BlockDType("q8_0", 32, 34),
+            BlockDType("q4_0", 32, 18),
+            BlockDType("q4_k", 256, 144),
+            BlockDType("q6_k", 256, 210),
+        )
+    }
+)
+"""Types that only GGUF files hold; safetensors has no code for them."""
+
 
 def is_plain(dtype: str) -> bool:
     """Whether ``dtype`` is a floating type that holds numbers without a scale."""
@@ -65,11 +96,15 @@ def byte_size(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes that a contiguous tensor of this dtype (a recipe name) and shape takes.
 
     Raises:
-        ValueError: a sub-byte dtype whose elements do not fill whole bytes.
+        ValueError: a sub-byte dtype whose elements do not fill whole bytes, or a block dtype whose
+            last dimension is no whole number of records.
     """
-    bits = DTYPES[dtype].bits
-    for dim in shape:
-        bits *= dim
+    block = BLOCK_DTYPES.get(dtype)
+    if block is not None:
+        if not shape or shape[-1] % block.numbers:
+            raise ValueError(f"{dtype} of shape {list(shape)} is no whole number of records")
+        return math.prod(shape) // block.numbers * block.nbytes
+    bits = DTYPES[dtype].bits * math.prod(shape)
     if bits % 8:
         raise ValueError(f"{dtype} of shape {list(shape)} does not fill whole bytes")
     return bits // 8

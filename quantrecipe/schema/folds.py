@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from quantrecipe.schema.canonical import digest
-from quantrecipe.schema.layout_names import captured, filled
 from quantrecipe.schema.problems import Problem, Reasons
+from quantrecipe.schema.renaming import captured, filled
 
 if TYPE_CHECKING:
     from quantrecipe.schema.recipe import Fold

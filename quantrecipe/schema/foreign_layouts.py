@@ -113,8 +113,6 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
 )
 """In the order in which they are looked for."""
 
-GGUF: Final = Foreign("gguf", "llama.cpp and its kin")
-
 
 @dataclass(frozen=True, slots=True)
 class Sighting:

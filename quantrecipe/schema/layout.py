@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag
+from pydantic import Discriminator, Field, JsonValue, StringConstraints, Tag
 
 from quantrecipe.schema.base import (
     MODULE_TEMPLATE,
-    NAME_MAPPING,
     OTHER_TEMPLATE,
     Model,
     Name,
     NonEmpty,
     VersionOne,
 )
-from quantrecipe.schema.packings import PackingName
+from quantrecipe.schema.dtypes import PlainDType
 from quantrecipe.schema.schemes import (
     GranularityName,
     Hadamard,
     ScaledFormatName,
 )
+from quantrecipe.schema.storage import Arrangement, PackingName
 
 LAYOUT_VERSION = 1
 
@@ -36,12 +36,6 @@ OtherTemplate = Annotated[
 ]
 """A tensor name with ``{tensor}`` in it, and ``{part}`` before that where parts share a file."""
 
-MappedName = Annotated[
-    str,
-    StringConstraints(pattern=NAME_MAPPING, max_length=256),
-]
-"""A module's dotted name; a segment that is ``*`` stands for any one segment."""
-
 StoredDType = Literal[
     "float64",
     "float32",
@@ -53,8 +47,19 @@ StoredDType = Literal[
     "int64",
     "float8_e4m3fn",
     "float8_e5m2",
+    "float8_e8m0fnu",
 ]
-DimName = Literal["out", "in", "groups", "row_blocks", "column_blocks"]
+DimName = Literal[
+    "out",
+    "in",
+    "groups",
+    "row_blocks",
+    "column_blocks",
+    "scales",
+    "scale_blocks",
+    "padded_out",
+    "padded_groups",
+]
 
 
 def _dim_type(value: Any) -> str | None:
@@ -94,6 +99,13 @@ class CodesTemplate(TensorTemplate):
     """How the codes of a row share stored numbers; dtype and shape follow from it. Absent: they do
     not. Formats with codes of 4 bits need one."""
 
+    shape: Literal["rows", "column"] = "rows"
+    """``rows``: ``[out, ...]``. ``column``: ``[all stored numbers, 1]``, row after row; then the
+    layout's ``marker`` says how many out and in features there are."""
+
+    grouped: bool = False
+    """Whether ``[out, groups, columns of a group]`` is read as well."""
+
 
 class ScalesTemplate(TensorTemplate):
     """The scales of a weight."""
@@ -103,6 +115,10 @@ class ScalesTemplate(TensorTemplate):
 
     shapes: Annotated[dict[GranularityName, Annotated[tuple[Shape, ...], NonEmpty]], NonEmpty]
     """For each granularity the shapes that are read; the first is written."""
+
+    arrangement: Arrangement = "rows"
+    """In which order they lie: row after row, or in the tiles that GPUs read, ``tiles-128x4``: 128
+    rows by 4 columns at a time, filled up with zeros."""
 
 
 class ZeroPointsTemplate(TensorTemplate):
@@ -120,6 +136,60 @@ class ShapeTemplate(TensorTemplate):
 
     dtype: Literal["int64"]
     """The dtype it has."""
+
+
+class SecondScaleTemplate(TensorTemplate):
+    """The second level of scales, float32: one for all scales, or one for each 256 of them."""
+
+    dtype: Literal["float32"]
+    """The dtype it has."""
+
+    shapes: Annotated[tuple[Shape, ...], NonEmpty]
+    """The shapes that are read; the first is written."""
+
+    meaning: Literal["multiply", "divide"] = "multiply"
+    """What is done to scales with it."""
+
+
+class ScaleOffsetTemplate(TensorTemplate):
+    """What is added to scales that are stored less their mean, float32 ``[1]``."""
+
+    dtype: Literal["float32"]
+    """The dtype it has."""
+
+
+class MarkerTemplate(TensorTemplate):
+    """A tensor that holds a JSON object about its module, as UTF-8 bytes.
+
+    Values that begin with ``$`` stand for numbers: ``$out`` and ``$in`` features, the size of its
+    ``$rotation``, the ``$offset`` of its scales, and ``$dtype``, what the weight is decoded to.
+    """
+
+    json_object: dict[Annotated[str, NonEmpty], JsonValue] = Field(alias="json")
+    """What it says of every module. More may be there when it is read."""
+
+    rotated: dict[Annotated[str, NonEmpty], JsonValue] | None = None
+    """What it says besides where the weight is rotated; absent: no weight is."""
+
+    two_levels: dict[Annotated[str, NonEmpty], JsonValue] | None = None
+    """What it says besides where scales have two levels."""
+
+    length: Annotated[int, Field(ge=2, le=1024)] | None = None
+    """How many bytes it has, with blanks at the end, where it says what is known only at the end:
+    ``$offset``. Absent: as many as it needs."""
+
+
+class ConstantTemplate(TensorTemplate):
+    """A tensor that says the same of every module."""
+
+    dtype: StoredDType
+    """The dtype it has."""
+
+    shape: Shape
+    """The shape it has."""
+
+    content: Literal["zeros", "nf4-levels", "dynamic-8bit-levels"]
+    """What is in it: zeros, or what codes stand for."""
 
 
 class SmoothingTemplate(TensorTemplate):
@@ -146,6 +216,24 @@ class ModuleTensors(Model):
 
     weight_shape: ShapeTemplate | None = None
     """Out and in features, where the layout writes them beside packed codes."""
+
+    second_scale: SecondScaleTemplate | None = None
+    """A second level of scales, for formats that have it."""
+
+    scale_offset: ScaleOffsetTemplate | None = None
+    """What is added to scales of two levels, for formats that have it and no ``marker`` for it."""
+
+    marker: MarkerTemplate | None = None
+    """What says in JSON how the module is stored."""
+
+    code_map: ConstantTemplate | None = None
+    """What codes stand for, written beside them."""
+
+    scale_map: ConstantTemplate | None = None
+    """What the codes of scales stand for, written beside scales of two levels."""
+
+    zeros: ConstantTemplate | None = None
+    """A tensor that readers ask for and that says nothing."""
 
     smoothing: SmoothingTemplate | None = None
     """Smoothing factors that a loader applies to activations."""
@@ -179,6 +267,10 @@ class Holds(Model):
     block_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """The one block size that granularity ``block`` stands for; ``[1, 64]`` for nf4."""
 
+    multiples: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """What out and in features have to be multiples of: its readers fill up weights of other
+    shapes, and nothing in a file would say that they did."""
+
 
 class LayoutModules(Model):
     """For each format, the tensors a module in it has."""
@@ -191,26 +283,31 @@ class LayoutModules(Model):
     float8_e5m2: ModuleTensors | None = None
     int4: ModuleTensors | None = None
     nf4: ModuleTensors | None = None
-
-
-class NameMapping(Model):
-    """What a module of a source is called here: another name, or several for equal row slices."""
-
-    source: MappedName = Field(alias="from")
-    """Its name in a source, or that of what has tensors without being a module, as a norm."""
-
-    into: Annotated[tuple[MappedName, ...], NonEmpty]
-    """Its name here. Several: its rows are cut into as many equal parts, in this order. The first
-    ``*`` of each stands for what the first of ``from`` does, and so on."""
+    llm_int8: ModuleTensors | None = None
+    mxfp8: ModuleTensors | None = None
+    mxfp4: ModuleTensors | None = None
+    nvfp4: ModuleTensors | None = None
+    q8_0: ModuleTensors | None = None
+    q4_0: ModuleTensors | None = None
+    q4_k: ModuleTensors | None = None
+    q6_k: ModuleTensors | None = None
 
 
 class ConfigFragments(Model):
     """What a layout writes into the ``config.json`` of each part."""
 
-    quantization_config: Literal["quantrecipe", "compressed-tensors"]
+    quantization_config: Literal[
+        "quantrecipe",
+        "compressed-tensors",
+        "bitsandbytes",
+        "torchao",
+        "sdnq",
+        "int8",
+    ]
     """What ``quantization_config`` says, and to whom. ``quantrecipe``: every module and its scheme,
     for this project's adapters; see the schema ``quantization_config``. ``compressed-tensors``: a
-    config group for each scheme, for that package and what is built on it."""
+    config group for each scheme, for that package and what is built on it. ``bitsandbytes``,
+    ``torchao`` and ``sdnq``: what those packages ask for. ``int8``: what vllm-omni asks for."""
 
 
 class Layout(Model):
@@ -235,18 +332,25 @@ class Layout(Model):
     others: OtherTensors
     """Every other tensor."""
 
-    names: tuple[NameMapping, ...] = ()
-    """What is called otherwise here than in a source that is converted; the first entry that fits
-    counts. Rules, statistics and locks speak of the names here."""
-
     holds: dict[ScaledFormatName, Holds] = Field(default={})
     """What it has a place for, beyond plain dtypes."""
+
+    container: Literal["safetensors", "gguf"] = "safetensors"
+    """What kind of file it is in."""
+
+    vectors: PlainDType | None = None
+    """What tensors of one dimension are stored in; absent: what the source has them in."""
 
     config: ConfigFragments | None = None
     """What goes into the ``config.json`` beside each part; absent: nothing."""
 
     metadata: dict[Annotated[str, NonEmpty], str] = Field(default={})
-    """Entries of the safetensors metadata of every file."""
+    """Entries of the metadata of every file."""
+
+    module_metadata: Literal["comfyui", "torchao"] | None = None
+    """What the metadata of a file say of its modules, and to whom: ``comfyui``: the contents of all
+    markers once more, under ``_quantization_metadata``. ``torchao``: the class and the tensors of
+    every weight."""
 
     markers: tuple[str, ...] = ()
     """Tensors that only mark a file as one of this layout; read over, and not carried on."""

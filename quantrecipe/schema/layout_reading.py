@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final, get_args
 
 from quantrecipe.schema.dtypes import is_plain
 from quantrecipe.schema.layout import (
+    CodesTemplate,
+    ConstantTemplate,
     Layout,
     ModuleTensors,
-    ScalesTemplate,
+    ScaleOffsetTemplate,
+    SecondScaleTemplate,
     ShapeTemplate,
     SmoothingTemplate,
     TensorTemplate,
     ZeroPointsTemplate,
 )
-from quantrecipe.schema.packings import PACKINGS, Packing
+from quantrecipe.schema.markers import Marked, file_markers, read_marker
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.schemes import (
+    CODE_DTYPES,
     AnyScaledWeight,
     AnyWeight,
     Hadamard,
+    Nf4,
     PlainWeight,
+    RecordFormatName,
     ScaledFormatName,
     ScaledWeight,
 )
-from quantrecipe.schema.stored_weights import stored_weight
+from quantrecipe.schema.storage import AS_IT_IS, PACKINGS, Storage
+from quantrecipe.schema.stored_weights import (
+    records,
+    shape_of_constant,
+    shapes_of_second,
+    stored_weight,
+)
 from quantrecipe.schema.tensors import SourcePart, TensorInfo
 
 SCALED_FORMATS: Final[tuple[ScaledFormatName, ...]] = get_args(ScaledFormatName)
+RECORD_FORMATS: Final[tuple[str, ...]] = get_args(RecordFormatName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +55,12 @@ class StoredModule:
         out_features, in_features: the shape of its weight.
         weight: how the weight is stored.
         tensors: what it consists of, by role.
-        renamed_from: what the checkpoint calls it, where a target layout's names were applied.
-        packings: how codes and zero points are packed, by role; those that are not are left out.
-        rotation: what its columns are rotated by. Names and shapes do not show it: a lock, a recipe
-            or a ``config.json`` says it.
+        renamed_from: what the checkpoint calls it, or the modules that it is made of, where names
+            of a target were applied.
+        storage: how tensors lie that are not as they are in memory, by role.
+        rotation: what its columns are rotated by. Names and shapes do not show it: a marker, a
+            lock, a recipe or a ``config.json`` says it.
+        scale_offset: what is added to scales of two levels, where a marker says it.
     """
 
     name: str
@@ -53,14 +68,19 @@ class StoredModule:
     in_features: int
     weight: AnyWeight
     tensors: Mapping[str, TensorInfo]
-    renamed_from: str | None = None
-    packings: Mapping[str, Packing] = field(default_factory=lambda: MappingProxyType({}))
+    renamed_from: tuple[str, ...] = ()
+    storage: Mapping[str, Storage] = field(default_factory=dict)
     rotation: Hadamard | None = None
+    scale_offset: float | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
         return sum(info.nbytes for info in self.tensors.values())
+
+    def stored(self, role: str) -> Storage:
+        """How its tensor of this role lies on disk."""
+        return self.storage.get(role, AS_IT_IS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +93,7 @@ class PartContents:
         claimed: the tensors that this part accounts for, by their name on disk.
         problems: what does not fit the layout.
         broken: modules whose weight was found, but not what it means; each has a problem.
-        renamed: names that the checkpoint gives, and what a target layout made of them.
+        renamed: names that the checkpoint gives, and what names of a target made of them.
     """
 
     modules: Mapping[str, StoredModule]
@@ -109,6 +129,19 @@ def read_part(layout: Layout, part: SourcePart) -> PartContents:
     return _Reading(layout, part).run()
 
 
+@dataclass(slots=True)
+class _Option:
+    """A way to read one weight."""
+
+    name: str
+    shape: tuple[int, int]
+    tensors: dict[str, TensorInfo]
+    weight: AnyWeight | None = None
+    storage: Mapping[str, Storage] = field(default_factory=dict)
+    marked: Marked | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+
 class _Reading:
     def __init__(self, layout: Layout, part: SourcePart) -> None:
         self.layout = layout
@@ -118,14 +151,22 @@ class _Reading:
         self.modules: dict[str, StoredModule] = {}
         self.broken: set[str] = set()
         self.problems: list[Problem] = []
+        self.said: Mapping[str, Mapping[str, object]] = {}
 
     def run(self) -> PartContents:
         self.claimed.update(name for name in self.layout.markers if name in self.part.tensors)
-        for scaled in SCALED_FORMATS:
-            templates: ModuleTensors | None = getattr(self.layout.modules, scaled)
-            if templates is not None:
-                self._read_scaled(scaled, templates)
+        if self.layout.module_metadata is not None:
+            self.said, problems = file_markers(self.layout.module_metadata, self.part)
+            self.problems += problems
+        for options in self._options().values():
+            # Formats may share names and dtype; what stands beside the weight tells them apart.
+            best = min(options, key=lambda option: (option.weight is None, len(option.problems)))
+            self.problems += best.problems
+            # Claimed even when a scale is missing: one problem a module is enough.
+            self.claimed.update(info.name for info in best.tensors.values())
+            self._add(best)
         self._read_plain(self.layout.modules.plain)
+        self._unmarked()
         others = dict(self._read_others())
         return PartContents(
             modules=dict(sorted(self.modules.items())),
@@ -135,18 +176,99 @@ class _Reading:
             broken=frozenset(self.broken - self.modules.keys()),
         )
 
-    def _read_scaled(self, scaled: ScaledFormatName, templates: ModuleTensors) -> None:
-        packed = packings(templates)
-        packing = packed.get("weight")
-        for name, info in self._weights(templates):
-            if info.dtype != (packing.dtype if packing else scaled) or len(info.shape) != 2:
+    def _options(self) -> Mapping[tuple[str, str], list[_Option]]:
+        """Every way to read every weight that is not plain, by module and tensor."""
+        found: dict[tuple[str, str], list[_Option]] = {}
+        for scaled in SCALED_FORMATS:
+            templates: ModuleTensors | None = getattr(self.layout.modules, scaled)
+            if templates is None:
                 continue
-            rows, columns = info.shape
-            shape = (rows, columns * packing.codes) if packing else (rows, columns)
-            # Claimed even when a scale is missing: one problem a module is enough.
-            tensors = self._tensors_of(name, info, templates, shape)
-            weight = self._scaled_weight(scaled, templates.weight_scale, name, tensors, shape)
-            self._add(name, weight, tensors, shape, packed)
+            dtype = codes_dtype(scaled, templates.weight)
+            for name, info in self._weights(templates):
+                dims = (2, 3) if templates.weight.grouped else (2,)
+                if info.dtype == dtype and len(info.shape) in dims:
+                    option = self._option(scaled, templates, name, info)
+                    found.setdefault((name, info.name), []).append(option)
+        return found
+
+    def _option(
+        self, scaled: ScaledFormatName, templates: ModuleTensors, name: str, info: TensorInfo
+    ) -> _Option:
+        before, self.problems = self.problems, []
+        tensors = self._found(name, info, templates)
+        marked = self._marked(templates, name, tensors)
+        shape = self._shape(templates.weight, info, marked)
+        option = _Option(name, shape or (0, 0), tensors, marked=marked)
+        if shape is not None:
+            self._check_roles(name, templates, tensors, shape)
+            weight = self._scaled_weight(scaled, templates, name, tensors, shape)
+            if weight is not None and not self._offset_known(weight, tensors, marked):
+                weight = None
+            option.weight = None if marked is not None and marked.problem else weight
+        mine = storages(templates)
+        option.storage = {role: each for role, each in mine.items() if role in tensors}
+        option.problems, self.problems = self.problems, before
+        return option
+
+    def _marked(
+        self, templates: ModuleTensors, name: str, tensors: Mapping[str, TensorInfo]
+    ) -> Marked | None:
+        """What a marker, or the metadata of the file in its place, say of a module."""
+        template = templates.marker
+        if template is None:
+            return None
+        info, said = tensors.get("marker"), self.said.get(name)
+        if info is None and said is None:
+            if not template.optional:
+                self._problem(
+                    "missing-marker",
+                    f"nothing says how {name!r} is stored: it is without "
+                    f"{self._named(template, name)!r}",
+                    tensors["weight"],
+                    "A reader of this layout takes it for plain and drops its scales. If only the "
+                    "marker was lost, read it in a layout without markers.",
+                )
+            return None
+        marked = read_marker(template, info, said)
+        if marked.problem is not None:
+            self._problem("wrong-marker", marked.problem, info or tensors["weight"])
+        return marked
+
+    def _shape(
+        self, template: CodesTemplate, info: TensorInfo, marked: Marked | None
+    ) -> tuple[int, int] | None:
+        """Out and in features, or ``None``, with a problem, where nothing says them."""
+        codes = PACKINGS[template.packing].codes if template.packing else 1
+        if template.shape == "rows":
+            return info.shape[0], math.prod(info.shape[1:]) * codes
+        shape = None if marked is None else marked.shape
+        if shape is None or shape[0] * shape[1] != info.shape[0] * codes or info.shape[1] != 1:
+            said = "nothing says its shape" if shape is None else f"its shape is {list(shape)}"
+            self._problem(
+                "misshaped-weight",
+                f"{info.shape[0] * codes} codes in a tensor {list(info.shape)}, and {said}",
+                info,
+                "Get the whole checkpoint.",
+            )
+            return None
+        return shape
+
+    def _unmarked(self) -> None:
+        """What the metadata of the file say of modules that are not there, or that are plain."""
+        for name in sorted(self.said.keys() - self.broken):
+            module = self.modules.get(name)
+            if module is not None and isinstance(module.weight, ScaledWeight):
+                continue
+            what = "is stored as plain numbers" if module is not None else "is not there"
+            self.problems.append(
+                Problem(
+                    "metadata-differs",
+                    f"the metadata say how {name!r} is quantized, and it {what}",
+                    hint="Either the module was left out or its metadata were left over.",
+                    file=str(self.infos[0].file) if self.infos else None,
+                    tensor=name,
+                )
+            )
 
     def _read_plain(self, templates: ModuleTensors) -> None:
         for name, info in self._weights(templates):
@@ -154,10 +276,12 @@ class _Reading:
                 continue
             if self._is_transposed(name, info, templates):
                 continue
-            weight = PlainWeight.model_validate({"format": info.dtype})
             rows, columns = info.shape
-            tensors = self._tensors_of(name, info, templates, (rows, columns))
-            self._add(name, weight, tensors, (rows, columns), {})
+            option = _Option(name, (rows, columns), self._found(name, info, templates))
+            option.weight = PlainWeight.model_validate({"format": info.dtype})
+            self._check_roles(name, templates, option.tensors, option.shape)
+            self.claimed.update(each.name for each in option.tensors.values())
+            self._add(option)
 
     def _is_transposed(self, name: str, weight: TensorInfo, templates: ModuleTensors) -> bool:
         """Whether the bias says ``[in, out]``, as in GPT-2: no module, so it passes through."""
@@ -165,16 +289,9 @@ class _Reading:
         rows, columns = weight.shape
         return bias is not None and bias.shape == (columns,) != (rows,)
 
-    def _add(
-        self,
-        name: str,
-        weight: AnyWeight | None,
-        tensors: Mapping[str, TensorInfo],
-        shape: tuple[int, int],
-        packed: Mapping[str, Packing],
-    ) -> None:
-        info = tensors["weight"]
-        if weight is None:
+    def _add(self, option: _Option) -> None:
+        name, info, marked = option.name, option.tensors["weight"], option.marked
+        if option.weight is None:
             self.broken.add(name)
         elif name in self.modules:
             other = self.modules[name].tensors["weight"].name
@@ -185,8 +302,15 @@ class _Reading:
                 "One of them is left over from another build; applying either would be a guess.",
             )
         else:
-            mine = {role: each for role, each in packed.items() if role in tensors}
-            self.modules[name] = StoredModule(name, *shape, weight, tensors, packings=mine)
+            self.modules[name] = StoredModule(
+                name,
+                *option.shape,
+                option.weight,
+                option.tensors,
+                storage=option.storage,
+                rotation=None if marked is None else marked.rotation,
+                scale_offset=None if marked is None else marked.offset,
+            )
 
     def _weights(self, templates: ModuleTensors) -> Iterator[tuple[str, TensorInfo]]:
         """Tensors that the weight template reads, with the module's name."""
@@ -196,26 +320,36 @@ class _Reading:
                 if name is not None:
                     yield name, info
 
-    def _tensors_of(
-        self, name: str, weight: TensorInfo, templates: ModuleTensors, shape: tuple[int, int]
-    ) -> Mapping[str, TensorInfo]:
-        """What belongs to the module with this weight ``shape``, by role; all of it claimed."""
+    def _found(
+        self, name: str, weight: TensorInfo, templates: ModuleTensors
+    ) -> dict[str, TensorInfo]:
+        """What belongs to the module with this weight, by role."""
         tensors = {"weight": weight}
         for role, template in roles(templates):
             info = self._find(name, template)
             if info is not None:
                 tensors[role] = info
+        return tensors
+
+    def _check_roles(
+        self,
+        name: str,
+        templates: ModuleTensors,
+        tensors: Mapping[str, TensorInfo],
+        shape: tuple[int, int],
+    ) -> None:
+        for role, template in roles(templates):
+            info = tensors.get(role)
+            if info is not None:
                 self._check_role(role, template, name, shape, info)
-            elif not template.optional and role != "weight_scale":
+            elif not template.optional and role not in ("weight_scale", "marker"):
                 self._problem(
                     f"missing-{role.replace('_', '-')}",
                     f"{name!r} is without {self._named(template, name)!r}, which layout "
                     f"{self.layout.name!r} asks for",
-                    weight,
+                    tensors["weight"],
                     "Get the whole checkpoint.",
                 )
-        self.claimed.update(info.name for info in tensors.values())
-        return tensors
 
     def _check_role(
         self,
@@ -226,11 +360,14 @@ class _Reading:
         info: TensorInfo,
     ) -> None:
         out_features, in_features = shape
-        expected = {
+        expected: tuple[int, ...] | None = {
             "bias": (out_features,),
             "smoothing": (in_features,),
             "weight_shape": (2,),
+            "scale_offset": (1,),
         }.get(role)
+        if isinstance(template, ConstantTemplate):
+            expected = shape_of_constant(template, shape)
         kind, words = role.replace("_", "-"), role.replace("_", " ")
         if expected is not None and info.shape != expected:
             self._problem(
@@ -240,13 +377,14 @@ class _Reading:
                 info,
             )
         wanted = "a plain dtype"
-        if isinstance(template, SmoothingTemplate | ShapeTemplate):
+        typed = SmoothingTemplate, ShapeTemplate, SecondScaleTemplate, ScaleOffsetTemplate
+        if isinstance(template, (*typed, ConstantTemplate)):
             wanted = template.dtype
         elif isinstance(template, ZeroPointsTemplate):
             wanted = zero_point_dtype(template)
-        if (
-            role in ("smoothing", "weight_shape", "weight_zero_point") and info.dtype != wanted
-        ) or (role == "bias" and not is_plain(info.dtype)):
+        if (wanted != "a plain dtype" and role != "marker" and info.dtype != wanted) or (
+            role == "bias" and not is_plain(info.dtype)
+        ):
             self._problem(
                 f"mistyped-{kind}",
                 f"the {words} of {name!r} is {info.dtype}, expected {wanted}",
@@ -272,7 +410,7 @@ class _Reading:
     def _scaled_weight(
         self,
         scaled: ScaledFormatName,
-        template: ScalesTemplate | None,
+        templates: ModuleTensors,
         name: str,
         tensors: Mapping[str, TensorInfo],
         weight_shape: tuple[int, int],
@@ -282,7 +420,10 @@ class _Reading:
             tensors.get("weight_scale"),
             self.layout.holds.get(scaled),
         )
-        zero_point = tensors.get("weight_zero_point")
+        if holds is not None and scaled in RECORD_FORMATS:
+            return self._records(scaled, name, weight, weight_shape)
+        template, zero_point = templates.weight_scale, tensors.get("weight_zero_point")
+        second = tensors.get("second_scale")
         if template is None or scale is None or holds is None:
             wanted = f" {self._named(template, name)!r}" if template is not None else ""
             self._problem(
@@ -300,7 +441,13 @@ class _Reading:
             )
             return None
         found = stored_weight(
-            scaled, template, holds, scale, weight_shape, zero_points=zero_point is not None
+            scaled,
+            template,
+            holds,
+            scale,
+            weight_shape,
+            zero_points=zero_point is not None,
+            two_levels=second is not None,
         )
         if found is None:
             shapes = " or ".join(
@@ -315,8 +462,9 @@ class _Reading:
                 scale,
             )
             return None
+        if second is not None and not self._second_fits(templates, found, second, weight_shape):
+            return None
         if zero_point is not None:
-            templates: ModuleTensors = getattr(self.layout.modules, scaled)
             assert templates.weight_zero_point is not None
             expected = zero_point_shape(templates.weight_zero_point, found, weight_shape)
             if zero_point.shape != expected:
@@ -328,6 +476,51 @@ class _Reading:
                 )
                 return None
         return found
+
+    def _records(
+        self, scaled: ScaledFormatName, name: str, weight: TensorInfo, shape: tuple[int, int]
+    ) -> AnyScaledWeight | None:
+        found = records(scaled)
+        reason = found.refuses(*shape)
+        if reason is not None:
+            self._problem("misshaped-weight", f"{name!r} cannot be {scaled}: {reason}", weight)
+            return None
+        return found
+
+    def _offset_known(
+        self, weight: AnyWeight, tensors: Mapping[str, TensorInfo], marked: Marked | None
+    ) -> bool:
+        """Whether scales that are stored less their mean can be read."""
+        if not isinstance(weight, Nf4) or not weight.double_quantized:
+            return True
+        if "scale_offset" in tensors or (marked is not None and marked.offset is not None):
+            return True
+        self._problem(
+            "missing-scale-offset",
+            "scales in two levels, and nothing says the mean that was taken off them",
+            tensors["weight_scale"],
+            "Get the whole checkpoint.",
+        )
+        return False
+
+    def _second_fits(
+        self,
+        templates: ModuleTensors,
+        weight: ScaledWeight,
+        info: TensorInfo,
+        shape: tuple[int, int],
+    ) -> bool:
+        assert templates.second_scale is not None
+        shapes = shapes_of_second(templates.second_scale, weight, shape)
+        if info.shape not in shapes:
+            self._problem(
+                "misshaped-second-scale",
+                f"second level of scales of shape {list(info.shape)}, expected "
+                + " or ".join(str(list(each)) for each in shapes),
+                info,
+            )
+            return False
+        return True
 
     def _read_others(self) -> Iterator[tuple[str, TensorInfo]]:
         for info in self.infos:
@@ -381,12 +574,31 @@ class _Reading:
         )
 
 
-def packings(templates: ModuleTensors) -> Mapping[str, Packing]:
-    """How the tensors of a module are packed, by role; those that are not are left out."""
-    named = {"weight": templates.weight.packing}
-    if templates.weight_zero_point is not None:
-        named["weight_zero_point"] = templates.weight_zero_point.packing
-    return {role: PACKINGS[name] for role, name in named.items() if name is not None}
+def codes_dtype(scaled: ScaledFormatName, template: CodesTemplate) -> str:
+    """What a header says of the codes of a format."""
+    if template.packing is not None:
+        return PACKINGS[template.packing].dtype
+    return CODE_DTYPES.get(scaled, scaled)
+
+
+def storages(templates: ModuleTensors) -> Mapping[str, Storage]:
+    """How tensors of a module lie, by role; those that lie as they are in memory are left out."""
+    found: dict[str, Storage] = {}
+    for role, packing in (
+        ("weight", templates.weight.packing),
+        (
+            "weight_zero_point",
+            None if templates.weight_zero_point is None else templates.weight_zero_point.packing,
+        ),
+    ):
+        if packing is not None:
+            found[role] = Storage(packing=PACKINGS[packing])
+    scales, second = templates.weight_scale, templates.second_scale
+    if scales is not None and scales.arrangement != "rows":
+        found["weight_scale"] = Storage(arrangement=scales.arrangement)
+    if second is not None and second.meaning == "divide":
+        found["second_scale"] = Storage(reciprocal=True)
+    return found
 
 
 def zero_point_dtype(template: ZeroPointsTemplate) -> str:
@@ -409,6 +621,12 @@ def roles(templates: ModuleTensors) -> Iterator[tuple[str, TensorTemplate]]:
         ("weight_scale", templates.weight_scale),
         ("weight_zero_point", templates.weight_zero_point),
         ("weight_shape", templates.weight_shape),
+        ("second_scale", templates.second_scale),
+        ("scale_offset", templates.scale_offset),
+        ("marker", templates.marker),
+        ("code_map", templates.code_map),
+        ("scale_map", templates.scale_map),
+        ("zeros", templates.zeros),
         ("smoothing", templates.smoothing),
         ("bias", templates.bias),
         ("input_scale", templates.input_scale),

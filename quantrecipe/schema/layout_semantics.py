@@ -7,14 +7,22 @@ from types import MappingProxyType
 from typing import Any, Final, get_args
 
 from quantrecipe.schema.layout import DimName
-from quantrecipe.schema.packings import PACKINGS, Packing
+from quantrecipe.schema.markers import OFFSET, VARIABLES, variables
 from quantrecipe.schema.parsed import child
 from quantrecipe.schema.problems import Problem
-from quantrecipe.schema.schemes import PACKED_FORMATS, ScaledFormatName
+from quantrecipe.schema.schemes import (
+    CODE_DTYPES,
+    PACKED_FORMATS,
+    RecordFormatName,
+    ScaledFormatName,
+)
+from quantrecipe.schema.storage import PACKINGS, Packing
 
 Object = Mapping[str, Any]
 
 SCALED: Final[tuple[str, ...]] = get_args(ScaledFormatName)
+_RECORDS: Final[tuple[str, ...]] = get_args(RecordFormatName)
+_TWO_LEVELS: Final = ("nf4", "nvfp4")
 _DIM_NAMES: Final = frozenset(get_args(DimName))
 _WITH_ZEROS: Final = ("int4",)
 _PACKINGS: Final[Mapping[str, Packing]] = {str(name): each for name, each in PACKINGS.items()}
@@ -29,6 +37,8 @@ _DIMS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "block": frozenset({"row_blocks", "column_blocks"}),
     }
 )
+_TILES: Final = frozenset({"padded_out", "padded_groups"})
+_FLAT: Final = frozenset({"scales"})
 
 # What ``quantization_config`` leaves unsaid, because it is always so.
 _CONFIG_NAMES: Final = ("weight", "weight_scale", "weight_zero_point", "smoothing", "bias")
@@ -51,28 +61,7 @@ def layout_problems(layout: Object, pointer: str = "") -> Iterator[Problem]:
     """
     modules, holds = _table(layout, "modules"), _table(layout, "holds")
     for name in SCALED:
-        tensors, held = modules.get(name), holds.get(name)
-        here = child(f"{pointer}/modules", name)
-        if isinstance(held, dict) and tensors is None:
-            yield Problem(
-                "format-without-tensors",
-                f"the layout holds {name}, but does not say what its tensors are called",
-                f"Add {name!r} to 'modules'.",
-                pointer=child(f"{pointer}/holds", name),
-            )
-        if isinstance(tensors, dict) and held is None:
-            yield Problem(
-                "format-not-held",
-                f"{name} has tensors, but 'holds' does not say what the layout can hold of it",
-                f"Add {name!r} to 'holds'.",
-                pointer=here,
-            )
-        if isinstance(tensors, dict):
-            yield from _scales(tensors, name, here)
-            yield from _packing(tensors, name, here)
-        if isinstance(tensors, dict) and isinstance(held, dict):
-            yield from _granularity(tensors, held, here)
-            yield from _smoothing(tensors, held, child(f"{pointer}/holds", name), here)
+        yield from _format(modules.get(name), holds.get(name), name, pointer)
     yield from _alike(modules, f"{pointer}/modules")
     if _table(_table(modules, "plain"), "weight_scale"):
         yield Problem(
@@ -84,13 +73,41 @@ def layout_problems(layout: Object, pointer: str = "") -> Iterator[Problem]:
     for name, held in holds.items():
         if isinstance(held, dict):
             yield from _block_size(held, child(f"{pointer}/holds", name))
-            yield from _rotation(layout, held, child(f"{pointer}/holds", name))
+            yield from _rotation(layout, name, held, child(f"{pointer}/holds", name))
     for name, tensors in modules.items():
         if isinstance(tensors, dict):
             yield from _names(tensors, child(f"{pointer}/modules", name))
     if _table(layout, "config").get("quantization_config") == "quantrecipe":
         yield from _config(layout, pointer)
-    yield from _mappings(layout.get("names"), f"{pointer}/names")
+
+
+def _format(tensors: Any, held: Any, name: str, pointer: str) -> Iterator[Problem]:
+    here = child(f"{pointer}/modules", name)
+    if isinstance(held, dict) and tensors is None:
+        yield Problem(
+            "format-without-tensors",
+            f"the layout holds {name}, but does not say what its tensors are called",
+            f"Add {name!r} to 'modules'.",
+            pointer=child(f"{pointer}/holds", name),
+        )
+    if isinstance(tensors, dict) and held is None:
+        yield Problem(
+            "format-not-held",
+            f"{name} has tensors, but 'holds' does not say what the layout can hold of it",
+            f"Add {name!r} to 'holds'.",
+            pointer=here,
+        )
+    if isinstance(tensors, dict):
+        if name in _RECORDS:
+            yield from _records(tensors, name, here)
+        else:
+            yield from _scales(tensors, name, here)
+        yield from _packing(tensors, name, here)
+        yield from _levels(tensors, name, here)
+        yield from _marker(tensors, here)
+    if isinstance(tensors, dict) and isinstance(held, dict) and name not in _RECORDS:
+        yield from _granularity(tensors, held, here)
+        yield from _smoothing(tensors, held, child(f"{pointer}/holds", name), here)
 
 
 def _scales(tensors: Object, name: str, pointer: str) -> Iterator[Problem]:
@@ -118,7 +135,8 @@ def _scales(tensors: Object, name: str, pointer: str) -> Iterator[Problem]:
         for index, shape in enumerate(shapes):
             if isinstance(shape, list):
                 where = f"{child(f'{pointer}/weight_scale/shapes', granularity)}/{index}"
-                yield from _shape(shape, granularity, where)
+                tiles = scales.get("arrangement", "rows") != "rows"
+                yield from _shape(shape, granularity, where, tiles=tiles)
 
 
 def _packing(tensors: Object, name: str, pointer: str) -> Iterator[Problem]:
@@ -143,33 +161,113 @@ def _packing(tensors: Object, name: str, pointer: str) -> Iterator[Problem]:
 
 
 def _alike(modules: Object, pointer: str) -> Iterator[Problem]:
-    """Two formats whose weights nothing but their numbers would tell apart."""
-    seen: dict[tuple[str, str], str] = {}
-    for name in PACKED_FORMATS:
-        weight = _table(_table(modules, name), "weight")
+    """Two formats whose tensors nothing but their numbers would tell apart."""
+    seen: dict[tuple[str, str], list[str]] = {}
+    for name in SCALED:
+        tensors = _table(modules, name)
+        weight = _table(tensors, "weight")
         called, packing = weight.get("name"), weight.get("packing")
-        if not isinstance(called, str) or not isinstance(packing, str):
+        if not isinstance(called, str) or not (packing is None or packing in _PACKINGS):
             continue
-        if packing not in _PACKINGS:
-            continue
-        first = seen.setdefault((called, _PACKINGS[packing].dtype), name)
-        if first != name:
-            yield Problem(
-                "formats-alike",
-                f"weights in {first} and in {name} have the same names and the same dtype, so "
-                "nobody could tell which is which",
-                "Give one of them another name or another packing.",
-                pointer=f"{child(pointer, name)}/weight",
-            )
+        dtype = _PACKINGS[packing].dtype if packing else CODE_DTYPES.get(name, name)
+        others = seen.setdefault((called, dtype), [])
+        for first in others:
+            if not _told_apart(_table(modules, first), tensors):
+                yield Problem(
+                    "formats-alike",
+                    f"weights in {first} and in {name} have the same names, dtypes and scales, so "
+                    "nobody could tell which is which",
+                    "Give one of them another name, another packing or a marker.",
+                    pointer=f"{child(pointer, name)}/weight",
+                )
+        others.append(name)
 
 
-def _shape(shape: list[Any], granularity: str, pointer: str) -> Iterator[Problem]:
+def _told_apart(one: Object, other: Object) -> bool:
+    """Whether scales, what stands beside them or a marker show which of two formats it is."""
+    scales = [_table(each, "weight_scale") for each in (one, other)]
+    if scales[0].get("name") != scales[1].get("name"):
+        return True
+    dtypes = [set(each.get("dtypes") or ()) for each in scales]
+    if dtypes[0].isdisjoint(dtypes[1]):
+        return True
+    seconds = [_table(each, "second_scale") for each in (one, other)]
+    asked = [bool(each) and each.get("optional") is not True for each in seconds]
+    if asked[0] != asked[1] and not all(seconds):
+        return True
+    said = [_table(_table(each, "marker"), "json") for each in (one, other)]
+    return any(
+        said[0][key] != said[1][key] and not {said[0][key], said[1][key]} & VARIABLES
+        for key in said[0].keys() & said[1].keys()
+        if isinstance(said[0][key], str) and isinstance(said[1][key], str)
+    )
+
+
+def _records(tensors: Object, name: str, pointer: str) -> Iterator[Problem]:
+    if tensors.get("weight_scale") is not None:
+        yield Problem(
+            "role-without-use",
+            f"a weight in {name} has its scales in its records",
+            "Take it out.",
+            pointer=f"{pointer}/weight_scale",
+        )
+
+
+def _levels(tensors: Object, name: str, pointer: str) -> Iterator[Problem]:
+    """A second level of scales belongs to formats that have one."""
+    if name not in _TWO_LEVELS:
+        for role in ("second_scale", "scale_offset", "scale_map"):
+            if tensors.get(role) is not None:
+                yield Problem(
+                    "role-without-use",
+                    f"scales of {name} have one level",
+                    "Take it out.",
+                    pointer=f"{pointer}/{role}",
+                )
+    elif name == "nvfp4" and _table(tensors, "second_scale") == {}:
+        yield Problem(
+            "missing-scales",
+            f"scales of {name} mean nothing without their second level",
+            "Add 'second_scale'.",
+            pointer=pointer,
+        )
+
+
+def _marker(tensors: Object, pointer: str) -> Iterator[Problem]:
+    """What a marker may say, and what has to be said by one."""
+    marker = _table(tensors, "marker")
+    said = set(variables([marker.get(key) for key in ("json", "rotated", "two_levels")]))
+    for name in sorted(said - VARIABLES):
+        yield Problem(
+            "unknown-variable",
+            f"nothing is called {name!r}",
+            f"Known are {', '.join(sorted(VARIABLES))}.",
+            pointer=f"{pointer}/marker",
+        )
+    if _table(tensors, "weight").get("shape") == "column" and not {"$out", "$in"} <= said:
+        yield Problem(
+            "shape-unsaid",
+            "codes in a column do not show how many out and in features there are",
+            "Add a marker that says '$out' and '$in'.",
+            pointer=f"{pointer}/weight/shape",
+        )
+    if OFFSET in said and marker.get("length") is None:
+        yield Problem(
+            "length-unsaid",
+            "how long the number will be is known only at the end",
+            "Add a 'length' with room for it.",
+            pointer=f"{pointer}/marker",
+        )
+
+
+def _shape(shape: list[Any], granularity: str, pointer: str, *, tiles: bool) -> Iterator[Problem]:
     named = [dim for dim in shape if isinstance(dim, str)]
     fixed = [dim for dim in shape if type(dim) is int]
     if not _DIM_NAMES.issuperset(named) or min(fixed, default=1) < 1:
         return
-    needed = _DIMS[granularity]
-    if sorted(named) != sorted(needed) or max(fixed, default=1) > 1:
+    needed = _TILES if tiles else _DIMS[granularity]
+    flat = not tiles and frozenset(named) == _FLAT and granularity in ("group", "block")
+    if (sorted(named) != sorted(needed) and not flat) or max(fixed, default=1) > 1:
         wanted = " and ".join(sorted(needed)) or "no named dimension"
         yield Problem(
             "bad-shape",
@@ -225,14 +323,15 @@ def _block_size(held: Object, pointer: str) -> Iterator[Problem]:
         )
 
 
-def _rotation(layout: Object, held: Object, pointer: str) -> Iterator[Problem]:
+def _rotation(layout: Object, name: str, held: Object, pointer: str) -> Iterator[Problem]:
     said = _table(layout, "config").get("quantization_config")
-    if held.get("rotation") and said != "quantrecipe":
+    marker = _table(_table(_table(layout, "modules"), name), "marker")
+    if held.get("rotation") and said != "quantrecipe" and not marker.get("rotated"):
         yield Problem(
             "rotation-unsaid",
             "nothing in the layout tells a reader which modules are rotated",
-            'Add "config": {"quantization_config": "quantrecipe"}, or take the rotation out of '
-            "'holds'.",
+            'Add "config": {"quantization_config": "quantrecipe"} or a marker that says it, or '
+            "take the rotation out of 'holds'.",
             pointer=f"{pointer}/rotation",
         )
 
@@ -294,45 +393,6 @@ def _config(layout: Object, pointer: str) -> Iterator[Problem]:
             hint,
             pointer=f"{pointer}/others/name",
         )
-
-
-def _mappings(names: Any, pointer: str) -> Iterator[Problem]:
-    """Names that cannot be made, or that two entries would make."""
-    taken: dict[str, str] = {}
-    made: dict[str, str] = {}
-    for index, entry in enumerate(names if isinstance(names, list) else ()):
-        source, into = (entry.get("from"), entry.get("into")) if isinstance(entry, dict) else (0, 0)
-        if not isinstance(source, str) or not isinstance(into, list):
-            continue
-        here = f"{pointer}/{index}"
-        if source in taken:
-            yield Problem(
-                "duplicate-name",
-                f"{source!r} is what {taken[source]} is for already",
-                "The first entry that fits counts; take one of them out.",
-                pointer=f"{here}/from",
-            )
-        taken.setdefault(source, here)
-        wildcards = source.split(".").count("*")
-        for place, name in enumerate(into):
-            if not isinstance(name, str):
-                continue
-            where = f"{here}/into/{place}"
-            if name.split(".").count("*") != wildcards:
-                yield Problem(
-                    "wildcards-differ",
-                    f"{name!r} has not as many '*' as {source!r}",
-                    "What each '*' stands for is carried over to the one in the same place.",
-                    pointer=where,
-                )
-            if name in made:
-                yield Problem(
-                    "duplicate-name",
-                    f"{name!r} is already the name that {made[name]} makes",
-                    "Every module goes by a name of its own.",
-                    pointer=where,
-                )
-            made.setdefault(name, where)
 
 
 def _table(value: Any, key: str) -> Object:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from quantrecipe.schema.base import Model, Name, NonEmpty, PartName, Sha256, VersionOne, Xxh3
+from quantrecipe.schema.names import Mappings
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.schemes import DynamicActivation, Hadamard, SmoothQuant, Strength, Weight
 
@@ -23,9 +24,27 @@ RECIPE_NAME = "recipe.json"
 """The copy of the recipe beside the lock."""
 
 Role = Literal[
-    "weight", "weight_scale", "weight_zero_point", "weight_shape", "smoothing", "bias", "other"
+    "weight",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_shape",
+    "second_scale",
+    "scale_offset",
+    "marker",
+    "code_map",
+    "scale_map",
+    "zeros",
+    "smoothing",
+    "bias",
+    "other",
 ]
 Disposition = Literal["quantized", "protected", "passthrough"]
+Transfer = Literal["lossless", "inverted", "cast", "quantized", "requantized", "dequantized"]
+"""What becomes of a module's numbers. ``lossless``: a reader finds the same ones, bit for bit.
+``inverted``: the same codes and scales, but the one scale that multiplies all of them is stored as
+the number that it is divided by, or the other way round, which float32 rounds. ``cast``: plain
+numbers in another dtype. ``quantized``, ``dequantized``: codes from plain numbers, or the other way
+round. ``requantized``: codes from numbers that were codes of another kind."""
 
 
 class Tool(Model):
@@ -85,7 +104,8 @@ class WeightError(Model):
     """Signal to quantization noise in decibels, two decimals; ``None``: no error at all."""
 
     max_error_in_scales: Annotated[float, Field(ge=0.0)]
-    """The largest absolute error divided by the scale of its group."""
+    """The largest absolute error divided by the scale of its group, or by the largest number of its
+    group where scales lie in records with the codes."""
 
 
 class LockedModule(Model):
@@ -93,9 +113,15 @@ class LockedModule(Model):
 
     part: PartName
     name: str
-    """Its dotted name in the source, or what the target layout's ``names`` make of that."""
+    """Its dotted name in the source, or what ``target.names`` make of that."""
+
+    shape: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+    """Out and in features."""
 
     disposition: Disposition
+    transfer: Transfer
+    """What became of the numbers that the source holds."""
+
     weight: Weight
     """How its weight is stored."""
 
@@ -127,7 +153,7 @@ class LockedOther(Model):
 
     part: PartName
     name: str
-    """Its name in the source, or what the target layout's ``names`` make of that."""
+    """Its name in the source, or what ``target.names`` make of that."""
 
     tensor: LockedTensor
 
@@ -142,6 +168,9 @@ class Lock(Model):
 
     recipe_sha256: Sha256
     """Digest of the recipe's canonical form (RFC 8785)."""
+
+    names: Mappings | None = None
+    """The entries that ``target.names`` of the recipe stood for; absent where it has none."""
 
     tool: Tool
     converter: Tool

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from quantrecipe.schema.dtypes import DTYPES, RANK
+from quantrecipe.schema.gguf import plan_gguf_file
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.tensors import OutputFilePlan, OutputTensor
 
@@ -67,6 +68,7 @@ def place(
     path: str,
     max_shard_size: int | None = None,
     groups: Mapping[str, str] | None = None,
+    container: str = "safetensors",
 ) -> tuple[tuple[OutputFilePlan, ...], bytes | None, str | None]:
     """Lay tensors out in one file, or in numbered shards with an index.
 
@@ -83,6 +85,7 @@ def place(
         max_shard_size: the most bytes of tensors in a file, the header not counted; ``None``: no
             limit.
         groups: a key for each tensor name that shall stay with others.
+        container: what kind of file it is; a GGUF file is never cut into shards.
 
     Returns:
         The files; the index and its path, both ``None`` where one file is enough.
@@ -91,6 +94,8 @@ def place(
         ValueError: as ``encode_header``, or a path or size that is none.
         InvalidInput: as ``encode_header``.
     """
+    if container == "gguf":
+        return (plan_gguf_file(path, tensors, metadata),), None, None
     if not path.endswith(_SUFFIX):
         raise ValueError(f"not a {_SUFFIX} path: {path!r}")
     if max_shard_size is not None and max_shard_size < 1:

@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any, Final
 
 from quantrecipe.schema.folds import FoldSite
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import StoredModule
-from quantrecipe.schema.lock import Disposition, Role
-from quantrecipe.schema.packings import Packing
+from quantrecipe.schema.lock import Disposition, Role, Transfer
+from quantrecipe.schema.names import NameMapping
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.schemes import AnyWeight, DynamicActivation, Hadamard, SmoothQuant
+from quantrecipe.schema.schemes import (
+    Absmax,
+    AnyWeight,
+    DynamicActivation,
+    Hadamard,
+    PlainWeight,
+    ScaledWeight,
+    SmoothQuant,
+)
+from quantrecipe.schema.storage import AS_IT_IS, WRITTEN_ANEW, Storage
 from quantrecipe.schema.tensors import (
     OutputFilePlan,
     OutputTensor,
@@ -22,6 +31,43 @@ from quantrecipe.schema.tensors import (
     SourcePart,
     TensorInfo,
 )
+
+_WIDENED: Final = {"bfloat16": 1, "float16": 1, "float32": 2}
+
+
+def carries(
+    source: StoredModule,
+    weight: AnyWeight,
+    disposition: Disposition,
+    *,
+    smoothed: bool,
+    rotation: Hadamard | None,
+) -> bool:
+    """Whether a module is to be stored in the format that the source has it in.
+
+    Args:
+        source: how the source holds it.
+        weight: how it shall be stored.
+        disposition: what decided that.
+        smoothed: whether its columns are multiplied by factors.
+        rotation: what its columns shall be rotated by.
+    """
+    if smoothed or rotation != source.rotation:
+        return False
+    if isinstance(weight, PlainWeight) or isinstance(source.weight, PlainWeight):
+        return weight == source.weight and disposition != "quantized"
+    if not isinstance(weight.quantizer, Absmax):
+        return False
+    return as_stored(source.weight, weight) == weight
+
+
+def as_stored(source: ScaledWeight, weight: ScaledWeight) -> ScaledWeight:
+    """``source`` with the quantizer of ``weight``, and scales in a wider dtype if it asks so."""
+    one, other = _WIDENED.get(source.scale_dtype, 0), _WIDENED.get(weight.scale_dtype, 0)
+    same: dict[str, object] = {"quantizer": weight.quantizer}
+    if 0 < one < other:
+        same["scale_dtype"] = weight.scale_dtype
+    return source.model_copy(update=same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +106,9 @@ class PlannedModule:
         outputs: what it is stored as, by role.
         multiplied: whether its columns are multiplied by factors that are folded elsewhere.
         divided: whether rows of it are divided by factors that are folded into it.
-        packings: how codes and zero points are packed there, by role.
+        storage: how tensors lie there that are not as they are in memory, by role.
+        marker: what a marker says of it, ``$offset`` left open; ``None`` where there is none.
+        marker_length: to how many bytes the marker is filled up, if it is.
     """
 
     part: str
@@ -78,7 +126,13 @@ class PlannedModule:
     outputs: Mapping[Role, PlannedTensor]
     multiplied: bool = False
     divided: bool = False
-    packings: Mapping[str, Packing] = field(default_factory=lambda: MappingProxyType({}))
+    storage: Mapping[str, Storage] = field(default_factory=dict)
+    marker: Mapping[str, Any] | None = None
+    marker_length: int | None = None
+
+    def stored(self, role: str) -> Storage:
+        """How its tensor of this role will lie on disk."""
+        return self.storage.get(role, AS_IT_IS)
 
     @property
     def nbytes(self) -> int:
@@ -91,10 +145,38 @@ class PlannedModule:
         return None if self.rotation is None else self.rotation.size
 
     @property
-    def copied(self) -> bool:
-        """Whether its weight passes through byte for byte."""
-        changed = self.disposition == "quantized" or self.multiplied or self.divided
-        return self.weight == self.source.weight and not changed
+    def carried(self) -> bool:
+        """Whether its numbers, or codes and scales, go over as they are, wherever they lie."""
+        return not (self.multiplied or self.divided) and carries(
+            self.source,
+            self.weight,
+            self.disposition,
+            smoothed=self.smoothing is not None,
+            rotation=self.rotation,
+        )
+
+    @property
+    def transfer(self) -> Transfer:
+        """What becomes of the numbers that the source holds."""
+        if self.carried:
+            inverted = self.source.stored("second_scale") != self.stored("second_scale")
+            if inverted and isinstance(self.weight, ScaledWeight) and self.weight.has_two_levels:
+                return "inverted"
+            return "lossless"
+        if isinstance(self.source.weight, PlainWeight):
+            return "cast" if isinstance(self.weight, PlainWeight) else "quantized"
+        return "dequantized" if isinstance(self.weight, PlainWeight) else "requantized"
+
+    def same_bytes(self, role: Role) -> bool:
+        """Whether a tensor of a module that is carried over has the bytes that it has now."""
+        info, output = self.source.tensors.get(role), self.outputs[role]
+        if info is None or role in WRITTEN_ANEW or info.nbytes != output.nbytes:
+            return False
+        same = info.dtype == output.dtype or {info.dtype, output.dtype} == {
+            "uint8",
+            "float8_e8m0fnu",
+        }
+        return same and self.source.stored(role) == self.stored(role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +221,7 @@ class Plan:
     Attributes:
         recipe: what was asked for.
         recipe_sha256: digest of its canonical form.
-        source_layout, target_layout: resolved.
+        source_layout, target_layout, names: resolved.
         parts: the source, by its headers.
         modules: in order of part and name.
         others: likewise.
@@ -155,6 +237,7 @@ class Plan:
     recipe_sha256: str
     source_layout: Layout
     target_layout: Layout
+    names: tuple[NameMapping, ...]
     parts: tuple[SourcePart, ...]
     modules: tuple[PlannedModule, ...]
     others: tuple[PlannedOther, ...]

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
 from quantrecipe.schema.layout_writing import (
     has_place_for_bias,
+    marker_of,
+    marker_template,
     missing_role,
     module_tensors,
     other_name,
-    packings_of,
     refusal,
-    unpackable,
+    storage_of,
+    unfit,
+    vector_dtype,
 )
 from quantrecipe.schema.lock import Disposition, Role
 from quantrecipe.schema.plan import PlannedModule
 from quantrecipe.schema.problems import Problem, Reasons
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.schemes import AnyWeight, PlainWeight, ScaledWeight, SmoothQuant
+from quantrecipe.schema.schemes import (
+    AnyScaledWeight,
+    AnyWeight,
+    PlainWeight,
+    ScaledWeight,
+    SmoothQuant,
+)
 from quantrecipe.schema.selection import Selection, Taken
 from quantrecipe.schema.tensors import OutputTensor, TensorInfo
+
+_NARROW: Final = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +75,8 @@ class Drafter:
             if draft is not None:
                 yield draft
         for name, info in contents.others.items():
-            output = OutputTensor(other_name(self.target, part, name), info.dtype, info.shape)
+            dtype = vector_dtype(self.target, info)
+            output = OutputTensor(other_name(self.target, part, name), dtype, info.shape)
             yield Draft(part, name, file, None, info, {"other": output})
 
     def _module(self, part: str, name: str, module: StoredModule, file: str) -> Draft | None:
@@ -75,16 +88,26 @@ class Drafter:
             return None
         if "input_scale" in module.tensors:
             self.dropped.add(_input_scale(part), module.tensors["input_scale"].name)
+        shape, decoded = (module.out_features, module.in_features), _decoded(module)
+        dtype = None if bias is None else vector_dtype(self.target, bias)
         outputs = module_tensors(
             self.target,
             part,
             name,
-            (module.out_features, module.in_features),
+            shape,
             planned.weight,
             smoothing=_stores_factors(planned),
-            bias=OutputTensor(bias.name, bias.dtype, bias.shape) if bias is not None else None,
+            rotation=planned.rotation,
+            decoded=decoded,
+            bias=OutputTensor(bias.name, dtype, bias.shape) if bias is not None and dtype else None,
         )
-        planned = replace(planned, packings=packings_of(self.target, planned.weight))
+        planned = replace(planned, storage=storage_of(self.target, planned.weight))
+        marker = marker_template(self.target, planned.weight)
+        if marker is not None:
+            said = marker_of(
+                marker, planned.weight, shape, rotation=planned.rotation, decoded=decoded
+            )
+            planned = replace(planned, marker=said, marker_length=marker.length)
         return Draft(part, name, file, planned, None, outputs)
 
     def _decide(
@@ -94,13 +117,14 @@ class Drafter:
         disposition: Disposition = "passthrough"
         weight = self._passed_through(module)
         scheme = scheme_name = reason = None
+        rotation = module.rotation if isinstance(weight, ScaledWeight) else None
         if taken is not None and taken.protected is not None:
             disposition, reason = "protected", taken.protected.reason
-            weight = PlainWeight(format=taken.protected.dtype)
+            weight, rotation = PlainWeight(format=taken.protected.dtype), None
         elif taken is not None and taken.rule is not None:
             disposition, scheme_name = "quantized", taken.rule.scheme
             scheme = self.recipe.schemes[scheme_name]
-            weight = scheme.weight
+            weight, rotation = scheme.weight, scheme.rotation
         return PlannedModule(
             part=part,
             name=name,
@@ -109,7 +133,7 @@ class Drafter:
             weight=weight,
             activation=scheme.activation if scheme is not None else None,
             smoothing=scheme.smoothing if scheme is not None else None,
-            rotation=scheme.rotation if scheme is not None else None,
+            rotation=rotation,
             scheme=scheme_name,
             reason=reason,
             pattern=taken.pattern if taken is not None else None,
@@ -119,51 +143,71 @@ class Drafter:
 
     def _passed_through(self, module: StoredModule) -> AnyWeight:
         dtype = self.recipe.target.passthrough_dtype
-        if isinstance(module.weight, PlainWeight) or dtype == "keep":
+        if isinstance(module.weight, PlainWeight):
             return module.weight
-        return PlainWeight(format=dtype)
+        if dtype != "keep":
+            return PlainWeight(format=dtype)
+        return self._widened(module.weight)
+
+    def _widened(self, weight: AnyScaledWeight) -> AnyScaledWeight:
+        """The same weight with its scales in float32, if the target takes them in nothing else."""
+        if refusal(self.target, weight) is None or weight.scale_dtype not in _NARROW:
+            return weight
+        wide = weight.model_copy(update={"scale_dtype": "float32"})
+        return wide if refusal(self.target, wide) is None else weight
 
     def _refusal(self, module: PlannedModule) -> Problem | None:
         return (
-            _smoothed_source(module)
-            or _shape(module)
+            _shape(module)
             or _rotated(module)
+            or self._unsaid(module)
             or self._format(module)
             or self._packing(module)
             or self._roles(module)
         )
 
+    def _unsaid(self, module: PlannedModule) -> Problem | None:
+        """Rotated codes that pass through to where nothing but a scheme says that they are."""
+        if module.rotation is None or module.disposition == "quantized":
+            return None
+        marker = marker_template(self.target, module.weight)
+        if marker is not None and marker.rotated is not None:
+            return None
+        return Problem(
+            "rotation-unsaid",
+            f"it is stored rotated, and files of layout {self.target.name!r} do not say so of what "
+            "passes through",
+            hint="Give it to a rule whose scheme has the same weight format and the same rotation: "
+            "then its codes are carried over, and the recipe in the file says the rest.",
+            pointer="/target/passthrough_dtype",
+        )
+
     def _format(self, module: PlannedModule) -> Problem | None:
-        refused = refusal(self.target, module.weight, None)
+        refused = refusal(self.target, module.weight)
         pointer = "/target/passthrough_dtype"
         if module.disposition == "protected":
             pointer = f"{module.pointer}/dtype"
         if module.scheme is not None:
             pointer = f"/schemes/{module.scheme}/weight"
-        if refused is None and module.smoothing is not None:
-            refused = refusal(self.target, module.weight, module.smoothing)
-            pointer = f"/schemes/{module.scheme}/smoothing"
+        if refused is None and (module.smoothing is not None or _stores_factors(module)):
+            refused = refusal(
+                self.target, module.weight, smoothed=True, factors=_stores_factors(module)
+            )
+            if module.scheme is not None and module.smoothing is not None:
+                pointer = f"/schemes/{module.scheme}/smoothing"
         if refused is None and module.rotation is not None:
-            refused = refusal(self.target, module.weight, None, module.rotation)
-            pointer = f"/schemes/{module.scheme}/rotation"
+            refused = refusal(self.target, module.weight, rotation=module.rotation)
+            if module.scheme is not None:
+                pointer = f"/schemes/{module.scheme}/rotation"
         if refused is None:
             return None
         return Problem("target-cannot-hold", refused[0], hint=refused[1], pointer=pointer)
 
     def _packing(self, module: PlannedModule) -> Problem | None:
         source = module.source
-        reason = unpackable(self.target, module.weight, source.in_features)
-        if reason is not None:
-            return _shape_refused(module, reason)
-        if not module.copied or module.source.packings == packings_of(self.target, module.weight):
-            return None
-        return Problem(
-            "target-cannot-hold",
-            f"layout {self.target.name!r} packs codes of {module.weight.format} in another way "
-            "than the source, and they pass through as they are",
-            hint="Set target.passthrough_dtype to a plain dtype.",
-            pointer="/target/passthrough_dtype",
-        )
+        shape = source.out_features, source.in_features
+        reason = unfit(self.target, module.weight, shape)
+        return None if reason is None else _shape_refused(module, reason)
 
     def _roles(self, module: PlannedModule) -> Problem | None:
         bias = "bias" in module.source.tensors
@@ -186,19 +230,16 @@ class Drafter:
 
 
 def _stores_factors(module: PlannedModule) -> bool:
-    return isinstance(module.smoothing, SmoothQuant) and module.smoothing.apply == "online"
+    if isinstance(module.smoothing, SmoothQuant):
+        return module.smoothing.apply == "online"
+    # Codes of a source that is smoothed mean something only together with its factors.
+    return "smoothing" in module.source.tensors and module.carried
 
 
-def _smoothed_source(module: PlannedModule) -> Problem | None:
-    if "smoothing" not in module.source.tensors:
-        return None
-    # Its stored numbers mean something only together with factors that activations meet.
-    return Problem(
-        "smoothed-source",
-        f"part {module.part!r} of the source is stored with smoothing factors",
-        hint="Convert from the checkpoint that it was made from.",
-        pointer="/source",
-    )
+def _decoded(module: StoredModule) -> str:
+    """What readers shall decode a weight to: the source's own dtype, if it is a common one."""
+    plain = isinstance(module.weight, PlainWeight) and module.weight.format != "float64"
+    return module.weight.format if plain else "bfloat16"
 
 
 def _shape(module: PlannedModule) -> Problem | None:

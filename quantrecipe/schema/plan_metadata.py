@@ -6,10 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from quantrecipe.schema.canonical import canonical_bytes
+from quantrecipe.schema.gguf import is_container_key
+from quantrecipe.schema.json_text import parse_json
 from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.markers import COMFYUI_KEY
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.tensors import SourcePart
+from quantrecipe.schema.tensors import SourceFileInfo, SourcePart
+
+TORCHAO_KEY: Final = "tensor_names"
+"""Where torchao lists the names of all tensors; each of them is a key as well."""
 
 METADATA_KEY: Final = "quantrecipe"
 """The one key of the safetensors metadata under which a file explains itself."""
@@ -54,7 +60,20 @@ def conflicts(part: SourcePart) -> Iterator[Problem]:
 def _entries(part: SourcePart, source_layout: Layout) -> Iterator[tuple[str, str]]:
     seen = {METADATA_KEY}
     for file in part.files:
+        of_modules = _of_modules(source_layout, file)
         for key, value in sorted(file.metadata.items()):
-            if key not in seen and source_layout.metadata.get(key) != value:
+            own = source_layout.metadata.get(key) == value or key in of_modules
+            if key not in seen and not own and not is_container_key(key):
                 yield key, value
             seen.add(key)
+
+
+def _of_modules(layout: Layout, file: SourceFileInfo) -> frozenset[str]:
+    """Keys whose entries say how the source stores its modules."""
+    if layout.module_metadata == "comfyui":
+        return frozenset({COMFYUI_KEY})
+    if layout.module_metadata == "torchao":
+        read = parse_json(file.metadata.get(TORCHAO_KEY, "[]"))
+        names = read.value if isinstance(read.value, list) else []
+        return frozenset({TORCHAO_KEY, *(name for name in names if isinstance(name, str))})
+    return frozenset()

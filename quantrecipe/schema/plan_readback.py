@@ -7,7 +7,8 @@ from pathlib import Path
 
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import StoredModule, read_part
-from quantrecipe.schema.plan import PlannedModule
+from quantrecipe.schema.markers import marker_bytes
+from quantrecipe.schema.plan import PlannedModule, as_stored
 from quantrecipe.schema.plan_drafts import Draft
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.schemes import AnyWeight, ScaledWeight
@@ -26,9 +27,15 @@ def misread(target: Layout, drafts: Iterable[Draft]) -> Iterator[Problem]:
     modules: dict[tuple[str, str], list[tuple[PlannedModule, Draft]]] = {}
     for draft in drafts:
         tensors = files.setdefault(draft.file, {})
-        for output in draft.outputs.values():
+        for role, output in draft.outputs.items():
             tensors[output.name] = TensorInfo(
-                output.name, output.dtype, output.shape, Path(draft.file), 0, output.nbytes
+                output.name,
+                output.dtype,
+                output.shape,
+                Path(draft.file),
+                0,
+                output.nbytes,
+                _said(draft.module) if role == "marker" else None,
             )
         mine = modules.setdefault((draft.file, draft.part), [])
         if draft.module is not None:
@@ -58,6 +65,13 @@ def misread(target: Layout, drafts: Iterable[Draft]) -> Iterator[Problem]:
                 )
 
 
+def _said(module: PlannedModule | None) -> bytes | None:
+    """What will be in a marker, but for numbers that only the end tells."""
+    if module is None or module.marker is None:
+        return None
+    return marker_bytes(module.marker, module.marker_length, 0.0)
+
+
 def _same(planned: PlannedModule, draft: Draft, read: StoredModule | None) -> bool:
     if read is None or not same_numbers(
         planned.weight, read.weight, (read.out_features, read.in_features)
@@ -78,5 +92,14 @@ def same_numbers(one: AnyWeight, other: AnyWeight, shape: tuple[int, int]) -> bo
     if isinstance(one, ScaledWeight) and isinstance(other, ScaledWeight):
         alike = (one.format, one.scale_dtype) == (other.format, other.scale_dtype)
         alike = alike and one.has_zero_points == other.has_zero_points
+        alike = alike and one.has_two_levels == other.has_two_levels
         return alike and one.scale_grid(*shape) == other.scale_grid(*shape)
     return one == other
+
+
+def same_codes(one: AnyWeight, other: AnyWeight, shape: tuple[int, int]) -> bool:
+    """``same_numbers``, but that scales may be in a wider dtype in ``other``."""
+    if isinstance(one, ScaledWeight) and isinstance(other, ScaledWeight):
+        widened = as_stored(one, other)
+        return same_numbers(widened, other, shape)  # type: ignore[arg-type]
+    return same_numbers(one, other, shape)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantrecipe.schema.canonical import recipe_digest
-from quantrecipe.schema.layout_names import renamed
 from quantrecipe.schema.layout_reading import PartContents, read_part
 from quantrecipe.schema.layout_writing import holds_many_parts
+from quantrecipe.schema.module_metadata import module_metadata
 from quantrecipe.schema.placement import parse_size, place
 from quantrecipe.schema.plan import Plan, PlannedModule, PlannedOther, placed
 from quantrecipe.schema.plan_drafts import Draft, Drafter
@@ -22,9 +22,11 @@ from quantrecipe.schema.plan_metadata import (
 )
 from quantrecipe.schema.plan_readback import misread
 from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.provenance import rotated_source, with_rotations
 from quantrecipe.schema.quantization_config import config_path
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.registry import resolve_layout
+from quantrecipe.schema.registry import resolve_layout, resolve_names
+from quantrecipe.schema.renaming import renamed
 from quantrecipe.schema.selection import module_names, select
 from quantrecipe.schema.siblings import Siblings, differing, folded, smoothing_groups, tie
 from quantrecipe.schema.tensors import OutputFilePlan, SourceFileInfo, SourcePart
@@ -68,13 +70,17 @@ class _Planner:
         self.statistics = statistics
         self.source_layout = resolve_layout(recipe.source.layout)
         self.target_layout = resolve_layout(recipe.target.layout)
+        self.names = resolve_names(recipe.target.names)
 
     def run(self) -> Plan:
-        contents = {
-            part.name: renamed(read_part(self.source_layout, part), self.target_layout)
+        read = {
+            part.name: with_rotations(self.source_layout, part, read_part(self.source_layout, part))
             for part in self.parts
         }
+        contents = {name: renamed(found, self.names) for name, found in read.items()}
         problems = [problem for found in contents.values() for problem in found.problems]
+        for part in self.parts:
+            problems += rotated_source(part, read[part.name])
         problems += self._check_modules(contents)
         problems += self._check_owners(contents)
         selection = select(self.recipe, contents)
@@ -171,6 +177,23 @@ class _Planner:
                 hint="Give each part a file of its own in target.parts.",
                 pointer="/target",
             )
+        suffix = f".{self.target_layout.container}"
+        for path in sorted({self.recipe.target.file_of(part.name) for part in self.parts}):
+            if not path.endswith(suffix):
+                yield Problem(
+                    "wrong-suffix",
+                    f"layout {self.target_layout.name!r} is one of {suffix} files, and the target "
+                    f"is called {path!r}",
+                    hint=f"End its name in {suffix}.",
+                    pointer="/target",
+                )
+        if self.target_layout.container == "gguf" and self.recipe.target.max_shard_size:
+            yield Problem(
+                "no-shards",
+                "a GGUF file is not cut into shards",
+                hint="Take the size out.",
+                pointer="/target/max_shard_size",
+            )
         configs = {config_path(self.recipe.target.file_of(part.name)) for part in self.parts}
         if self.target_layout.config is not None and len(configs) < len(self.parts):
             yield Problem(
@@ -249,6 +272,7 @@ class _Planner:
             recipe_sha256=sha256,
             source_layout=self.source_layout,
             target_layout=self.target_layout,
+            names=self.names,
             parts=self.parts,
             modules=tuple(modules),
             others=tuple(others),
@@ -264,6 +288,7 @@ class _Planner:
         self, path: str, drafts: Iterable[Draft], sha256: str
     ) -> tuple[tuple[OutputFilePlan, ...], bytes | None, str | None]:
         size = self.recipe.target.max_shard_size
+        drafts = tuple(drafts)
         tensors, groups = [], {}
         for draft in drafts:
             for tensor in draft.outputs.values():
@@ -272,17 +297,28 @@ class _Planner:
                     groups[tensor.name] = f"{draft.part}/{draft.name}"
         return place(
             tensors,
-            self._metadata(path, sha256),
+            self._metadata(path, sha256, module_metadata(self.target_layout, drafts)),
             path,
             parse_size(size) if size is not None else None,
             groups,
+            self.target_layout.container,
         )
 
-    def _metadata(self, path: str, sha256: str) -> dict[str, str]:
-        """The source's own entries, the target layout's over them, and the recipe."""
+    def _metadata(self, path: str, sha256: str, own: Mapping[str, str]) -> dict[str, str]:
+        """The source's own entries, the target layout's over them, and the recipe.
+
+        Args:
+            path: of the file, before it is cut into shards.
+            sha256: digest of the recipe.
+            own: what the layout says of the modules in it.
+        """
         parts = [part for part in self.parts if self.recipe.target.file_of(part.name) == path]
-        said = carried_over(parts, self.source_layout)
-        return said | self.target_layout.metadata | recipe_metadata(self.recipe, sha256)
+        return {
+            **carried_over(parts, self.source_layout),
+            **self.target_layout.metadata,
+            **own,
+            **recipe_metadata(self.recipe, sha256),
+        }
 
 
 def _check_paths(files: Iterable[OutputFilePlan]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.layout_reading import PartContents
 from quantrecipe.schema.lock import Lock
-from quantrecipe.schema.planning import METADATA_KEY
+from quantrecipe.schema.plan_metadata import METADATA_KEY
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.quantization_config import (
     CONFIG_KEY,
@@ -81,21 +84,36 @@ def configured_rotations(layout: Layout, part: SourcePart) -> dict[str, Hadamard
     return {name: each.rotation for name, each in modules.items() if each.rotation is not None}
 
 
-def rotated_source(layout: Layout, parts: Iterable[SourcePart]) -> Iterator[Problem]:
-    """Parts that are stored rotated, as their metadata or their ``config.json`` says."""
-    for part in parts:
-        recipes = (embedded_recipe(file.metadata, str(file.path)) for file in part.files)
-        if configured_rotations(layout, part) or any(
-            scheme.rotation is not None
-            for recipe in recipes
-            if recipe is not None
-            for scheme in recipe.schemes.values()
-        ):
+def with_rotations(layout: Layout, part: SourcePart, contents: PartContents) -> PartContents:
+    """A part whose modules say how they are rotated, as the ``config.json`` beside it does.
+
+    Raises:
+        InvalidInput: its ``quantization_config`` is broken.
+    """
+    said = configured_rotations(layout, part)
+    modules = {
+        name: replace(module, rotation=said[name]) if name in said else module
+        for name, module in contents.modules.items()
+    }
+    return replace(contents, modules=modules)
+
+
+def rotated_source(part: SourcePart, contents: PartContents) -> Iterator[Problem]:
+    """A part that is stored rotated, as its metadata says, and nothing says which modules are."""
+    if any(module.rotation is not None for module in contents.modules.values()):
+        return
+    for file in part.files:
+        with suppress(InvalidInput):  # what says nothing of a recipe says nothing of rotations
+            recipe = embedded_recipe(file.metadata, str(file.path))
+            if recipe is None or not any(each.rotation for each in recipe.schemes.values()):
+                continue
             # Its stored numbers mean something only together with what rotates activations.
             yield Problem(
                 "rotated-source",
-                f"part {part.name!r} of the source is stored rotated",
-                hint="Convert from the checkpoint that it was made from.",
+                f"part {part.name!r} of the source is stored rotated, and nothing beside it says "
+                "which modules are",
+                hint="Get its config.json, or convert from the checkpoint that it was made from.",
+                file=str(file.path),
                 pointer="/source",
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, JsonValue, StringConstraints, Tag
 
@@ -19,25 +19,14 @@ from quantrecipe.schema.base import (
     SourcePath,
     TargetFile,
     VersionOne,
+    json_type,
 )
 from quantrecipe.schema.dtypes import PlainDType
-from quantrecipe.schema.layout import Layout, MappedName
+from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.names import MappedName, NamesReference
 from quantrecipe.schema.schemes import Scheme
 
 RECIPE_VERSION = 1
-
-
-def json_type(value: Any) -> str | None:
-    """The discriminator of unions that are told apart by JSON type alone."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str):
-        return "string"
-    if isinstance(value, int):
-        return "integer"
-    if isinstance(value, list | tuple):
-        return "array"
-    return "object" if isinstance(value, dict | Model) else None
 
 
 LayoutReference = Annotated[
@@ -143,6 +132,11 @@ class Target(Model):
 
     layout: LayoutReference
     """How the output is laid out on disk."""
+
+    names: NamesReference | None = None
+    """What modules are called where the source calls them otherwise, and which are split or merged:
+    the name of known names, or a list of entries. Rules, protected entries, siblings, folds and the
+    lock speak of the names in the target. Absent: they are called as in the source."""
 
     file: TargetFile = "model.safetensors"
     """The output file, when all parts go into one."""

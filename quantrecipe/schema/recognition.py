@@ -94,7 +94,7 @@ def recognise(
 
     In this order: the fewest problems and unaccounted tensors; the most modules recognised as
     quantized; the fewest tensors that are only carried along; names without a part in them; the
-    layout that holds the fewest formats; one that renames nothing; its name. A checkpoint where
+    layout that holds the fewest formats; its name. A checkpoint where
     nothing is quantized is therefore in the plainest layout there is; one with parts in its names
     comes last for it.
 
@@ -170,7 +170,7 @@ def part_names(layout: Layout, tensors: Iterable[str]) -> list[str]:
     return sorted(found) if len(found) <= _MOST_PARTS else []
 
 
-def _rank(reading: Reading) -> tuple[bool, int, int, int, bool, int, bool, str]:
+def _rank(reading: Reading) -> tuple[bool, int, int, int, bool, int, str]:
     problems = reading.problems
     recognised = reading.quantized + sum(problem.kind in _SCALED_FAULTS for problem in problems)
     others = sum(len(contents.others) for contents in reading.contents.values())
@@ -184,6 +184,5 @@ def _rank(reading: Reading) -> tuple[bool, int, int, int, bool, int, bool, str]:
         others,
         in_names,
         len(reading.layout.holds),
-        bool(reading.layout.names),
         reading.layout.name,
     )

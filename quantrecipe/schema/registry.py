@@ -1,20 +1,23 @@
-"""What is known by name: built-in layouts and recipes, and what entry points add to them."""
+"""What is known by name: built-in layouts, names and recipes, and what entry points add to them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.names import NameMapping, Names
 from quantrecipe.schema.problems import InvalidInput, Problem, did_you_mean
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+AnyNamed = TypeVar("AnyNamed", Layout, Names)
 
 
 def entry_points_by_name(group: str) -> Mapping[str, EntryPoint]:
@@ -94,22 +97,78 @@ def _broken(name: str, point: EntryPoint, error: Exception) -> InvalidInput:
     )
 
 
-class KnownLayouts(Collection[str]):
-    """The names of every known layout; installed packages are looked through only if need be."""
+class KnownDocuments(Collection[str]):
+    """The names of every known document of a kind.
+
+    Installed packages are looked through only if need be.
+
+    Args:
+        folder: where those that are built in lie, and what the entry-point group is called.
+        what: one of them, in the kind of a problem.
+        unknown: what is said of a ``{name}`` that nothing has.
+    """
+
+    def __init__(self, folder: str, what: str, unknown: str) -> None:
+        self._folder = folder
+        self._what = what
+        self._unknown = unknown
 
     def __contains__(self, name: object) -> bool:
-        return name in _built_in("layouts") or name in layout_names()
+        return name in _built_in(self._folder) or name in self._found()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(layout_names())
+        return iter(sorted(self._found()))
 
     def __len__(self) -> int:
-        return len(layout_names())
+        return len(self._found())
+
+    def text(self, name: str) -> str:
+        """The JSON text of one of them.
+
+        Raises:
+            InvalidInput: none is called that.
+        """
+        found = self._found()
+        if name not in found:
+            raise InvalidInput(
+                Problem(
+                    f"unknown-{self._what}",
+                    self._unknown.format(name=repr(name)),
+                    hint=did_you_mean(name, sorted(found)),
+                )
+            )
+        return _text(name, found[name])
+
+    def parsed(self, name: str, parse: Callable[[str, str], AnyNamed]) -> AnyNamed:
+        """One of them, held to its schema.
+
+        Raises:
+            InvalidInput: none is called that, or it does not hold.
+        """
+        file = f"{self._what} {name}"
+        document = parse(self.text(name), file)
+        if document.name != name:
+            # Whoever reads the output looks it up by the name that it gives itself.
+            raise InvalidInput(
+                Problem(
+                    f"misnamed-{self._what}",
+                    f"registered as {name!r}, it calls itself {document.name!r}",
+                    hint="Ask its author to register it under its own name.",
+                    file=file,
+                    pointer="/name",
+                )
+            )
+        return document
+
+    def _found(self) -> Mapping[str, Traversable | EntryPoint]:
+        return _documents(self._folder, f"quantrecipe.{self._folder}")
 
 
-def layout_names() -> list[str]:
-    """Every known layout."""
-    return sorted(_documents("layouts", "quantrecipe.layouts"))
+LAYOUTS: Final = KnownDocuments("layouts", "layout", "no layout is called {name}")
+NAMES: Final = KnownDocuments("names", "names", "no names are called {name}")
+RECIPES: Final = KnownDocuments(
+    "recipes", "recipe", "no built-in recipe is called {name}, and no such file exists"
+)
 
 
 @cache
@@ -119,30 +178,21 @@ def named_layout(name: str) -> Layout:
     Raises:
         InvalidInput: no layout is called that, or it does not hold to the schema.
     """
-    known = _documents("layouts", "quantrecipe.layouts")
-    if name not in known:
-        raise InvalidInput(
-            Problem(
-                "unknown-layout",
-                f"no layout is called {name!r}",
-                hint=did_you_mean(name, sorted(known)),
-            )
-        )
     from quantrecipe.schema.validation import parse_layout
 
-    layout = parse_layout(_text(name, known[name]), f"layout {name}")
-    if layout.name != name:
-        # Whoever reads the output looks the layout up by the name that it gives itself.
-        raise InvalidInput(
-            Problem(
-                "misnamed-layout",
-                f"registered as {name!r}, it calls itself {layout.name!r}",
-                hint="Ask its author to register it under its own name.",
-                file=f"layout {name}",
-                pointer="/name",
-            )
-        )
-    return layout
+    return LAYOUTS.parsed(name, parse_layout)
+
+
+@cache
+def named_names(name: str) -> Names:
+    """Known names of modules.
+
+    Raises:
+        InvalidInput: no names are called that, or they do not hold to the schema.
+    """
+    from quantrecipe.schema.validation import parse_names
+
+    return NAMES.parsed(name, parse_names)
 
 
 def resolve_layout(reference: str | Layout) -> Layout:
@@ -150,9 +200,19 @@ def resolve_layout(reference: str | Layout) -> Layout:
     return named_layout(reference) if isinstance(reference, str) else reference
 
 
+def resolve_names(reference: str | tuple[NameMapping, ...] | None) -> tuple[NameMapping, ...]:
+    """The entries that a recipe names or holds inline; none, where it says nothing."""
+    return named_names(reference).names if isinstance(reference, str) else reference or ()
+
+
+def layout_names() -> list[str]:
+    """Every known layout."""
+    return list(LAYOUTS)
+
+
 def recipe_names() -> list[str]:
     """Every known recipe."""
-    return sorted(_documents("recipes", "quantrecipe.recipes"))
+    return list(RECIPES)
 
 
 def recipe_text(name: str) -> str:
@@ -161,16 +221,7 @@ def recipe_text(name: str) -> str:
     Raises:
         InvalidInput: no recipe is called that.
     """
-    known = _documents("recipes", "quantrecipe.recipes")
-    if name not in known:
-        raise InvalidInput(
-            Problem(
-                "unknown-recipe",
-                f"no built-in recipe is called {name!r}, and no such file exists",
-                hint=did_you_mean(name, sorted(known)),
-            )
-        )
-    return _text(name, known[name])
+    return RECIPES.text(name)
 
 
 def load_named(group: str, name: str, what: str) -> Any:

@@ -56,6 +56,11 @@ ScaledFormatName = Literal[
     "q4_k",
     "q6_k",
 ]
+CODE_DTYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {"llm_int8": "int8", "mxfp8": "float8_e4m3fn"}
+)
+"""What the codes of a format are stored in, where it is not called like the format."""
+
 PACKED_FORMATS: Final[tuple[ScaledFormatName, ...]] = ("int4", "nf4", "mxfp4", "nvfp4")
 """Formats whose codes are smaller than a byte: every layout says how it packs them."""
 
@@ -137,11 +142,20 @@ class ScaledWeight(Model):
     @property
     def code_dtype(self) -> str:
         """The dtype of one code in memory; a layout may pack several into one stored number."""
-        return self.format
+        return CODE_DTYPES.get(self.format, self.format)
 
     def code_columns(self, in_features: int) -> int:
         """How many codes a row has in memory: one for each number, or the bytes of its records."""
         return in_features
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that a header gives codes that are not packed."""
+        return self.code_dtype
+
+    def number_columns(self, code_columns: int) -> int:
+        """How many numbers a row of so many codes stands for."""
+        return code_columns
 
     @property
     def has_scales(self) -> bool:
@@ -157,6 +171,11 @@ class ScaledWeight(Model):
     def grid_dtype(self) -> str:
         """The dtype of the grid of scales that codes are computed with."""
         return "float32" if self.has_two_levels else self.scale_dtype
+
+    @property
+    def stored_scale_dtypes(self) -> tuple[str, ...]:
+        """What a header may call the dtype of the scales; the bits are the same."""
+        return (self.scale_dtype,)
 
     @property
     def scales_together(self) -> bool:
@@ -176,7 +195,7 @@ class ScaledWeight(Model):
     def scale_grid(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Scales along out and in: that of ``w[o, i]`` is ``grid[o // rows, i // columns]``."""
         rows, columns = self.group_shape(out_features, in_features)
-        return -(-out_features // rows), -(-in_features // columns)
+        return -(-out_features // max(1, rows)), -(-in_features // max(1, columns))
 
     def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Rows and columns of the weight that share one scale."""
@@ -337,6 +356,10 @@ class Nf4(_Freely):
     def has_two_levels(self) -> bool:
         return self.double_quantized
 
+    @property
+    def stored_scale_dtypes(self) -> tuple[str, ...]:
+        return ("uint8",) if self.double_quantized else (self.scale_dtype,)
+
     def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
         return 1, self.block_size
 
@@ -362,10 +385,6 @@ class LlmInt8(ScaledWeight):
     """How scales are chosen."""
 
     @property
-    def code_dtype(self) -> str:
-        return "int8"
-
-    @property
     def has_zero_scales(self) -> bool:
         return True
 
@@ -389,6 +408,10 @@ class _Mx(ScaledWeight):
     """How scales are chosen: the least power of two that clamps nothing, or that of the
     specification. It never changes what a reader must know."""
 
+    @property
+    def stored_scale_dtypes(self) -> tuple[str, ...]:
+        return ("float8_e8m0fnu", "uint8")
+
     def group_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
         return 1, self.group_size
 
@@ -401,10 +424,6 @@ class MxFp8(_Mx):
 
     format: Literal["mxfp8"]
     """8-bit floating-point codes (e4m3), clamped to the largest finite value before the cast."""
-
-    @property
-    def code_dtype(self) -> str:
-        return "float8_e4m3fn"
 
 
 class MxFp4(_Mx):
@@ -480,6 +499,10 @@ class GgmlRecords(ScaledWeight):
         return "uint8"
 
     @property
+    def stored_dtype(self) -> str:
+        return self.format
+
+    @property
     def has_scales(self) -> bool:
         return False
 
@@ -491,6 +514,10 @@ class GgmlRecords(ScaledWeight):
     def code_columns(self, in_features: int) -> int:
         numbers, size = self.record
         return in_features // numbers * size
+
+    def number_columns(self, code_columns: int) -> int:
+        numbers, size = self.record
+        return code_columns // size * numbers
 
     def scale_grid(self, out_features: int, in_features: int) -> tuple[int, int]:
         return out_features, 0

@@ -219,8 +219,8 @@ def _elsewise(alone: Patterns, found: PartContents) -> str | None:
     for name, into in found.renamed.items():
         if alone.matches(name) is not None:
             return (
-                f"The target layout calls {name!r} {' and '.join(map(repr, into))}, and patterns "
-                "speak of its names."
+                f"target.names calls {name!r} {' and '.join(map(repr, into))}, and patterns speak "
+                "of the new names."
             )
     for name, info in found.others.items():
         stem = name.removesuffix(".weight")

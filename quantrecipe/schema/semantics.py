@@ -13,6 +13,7 @@ from typing import Any, Final, TypeGuard
 
 from quantrecipe.schema.canonical import digest, lock_digest
 from quantrecipe.schema.layout_semantics import layout_problems
+from quantrecipe.schema.names_semantics import names_problems
 from quantrecipe.schema.parsed import child
 from quantrecipe.schema.patterns import check_pattern
 from quantrecipe.schema.problems import Problem, did_you_mean
@@ -23,12 +24,15 @@ LOCK_DAMAGED: Final = "lock-damaged"
 """The kind of problem of a lock that its own digest is not of."""
 
 
-def recipe_problems(recipe: Object, layouts: Collection[str]) -> Iterator[Problem]:
+def recipe_problems(
+    recipe: Object, layouts: Collection[str], names: Collection[str]
+) -> Iterator[Problem]:
     """What is wrong with a recipe beyond its structure.
 
     Args:
         recipe: the recipe as a JSON value.
         layouts: the layouts that are known by name.
+        names: the names of modules that are known by a name.
     """
     yield from _schemes(recipe)
     yield from _alphas(recipe)
@@ -52,13 +56,24 @@ def recipe_problems(recipe: Object, layouts: Collection[str]) -> Iterator[Proble
                 did_you_mean(layout, sorted(layouts)),
                 pointer=pointer,
             )
+    called = _table(recipe, "target").get("names")
+    if isinstance(called, str) and called not in names:
+        yield Problem(
+            "unknown-names",
+            f"no names are called {called!r}",
+            did_you_mean(called, sorted(names)),
+            pointer="/target/names",
+        )
+    yield from names_problems(called, "/target/names")
 
 
-def lock_problems(lock: Object, layouts: Collection[str]) -> Iterator[Problem]:
+def lock_problems(
+    lock: Object, layouts: Collection[str], names: Collection[str]
+) -> Iterator[Problem]:
     """What is wrong with a lock beyond its structure: its recipe, and both digests."""
     recipe = lock.get("recipe")
     if isinstance(recipe, dict):
-        for problem in recipe_problems(recipe, layouts):
+        for problem in recipe_problems(recipe, layouts, names):
             yield _below("/recipe", problem)
         if isinstance(lock.get("recipe_sha256"), str) and lock["recipe_sha256"] != digest(recipe):
             yield Problem(
@@ -67,6 +82,7 @@ def lock_problems(lock: Object, layouts: Collection[str]) -> Iterator[Problem]:
                 "The recipe was changed after the conversion; convert again.",
                 pointer="/recipe_sha256",
             )
+    yield from names_problems(lock.get("names"), "/names")
     if isinstance(lock.get("sha256"), str) and lock["sha256"] != (found := lock_digest(lock)):
         yield Problem(
             LOCK_DAMAGED,

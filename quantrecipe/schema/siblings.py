@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from quantrecipe.schema.folds import FoldSite
-from quantrecipe.schema.layout_names import captured
 from quantrecipe.schema.plan import PlannedModule, SmoothingGroup
 from quantrecipe.schema.problems import Problem, closest
+from quantrecipe.schema.renaming import captured
 from quantrecipe.schema.schemes import ScaledWeight, SmoothQuant
 
 _MOST_COMPARED = 20_000

@@ -17,13 +17,14 @@ from quantrecipe.schema.base import Model
 from quantrecipe.schema.layout import LAYOUT_VERSION, Layout
 from quantrecipe.schema.lock import LOCK_VERSION, Lock
 from quantrecipe.schema.messages import is_echo, problem_of
+from quantrecipe.schema.names import NAMES_VERSION, Names
 from quantrecipe.schema.parsed import capped, describe
 from quantrecipe.schema.problems import Problem, did_you_mean
 from quantrecipe.schema.recipe import RECIPE_VERSION, Recipe
 from quantrecipe.schema.statistics import STATISTICS_VERSION, Statistics
 
 MODELS: Final[Mapping[str, type[Model]]] = MappingProxyType(
-    {"recipe": Recipe, "layout": Layout, "lock": Lock, "statistics": Statistics}
+    {"recipe": Recipe, "layout": Layout, "names": Names, "lock": Lock, "statistics": Statistics}
 )
 """The model of each kind of document."""
 
@@ -31,6 +32,7 @@ VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
     {
         "recipe": RECIPE_VERSION,
         "layout": LAYOUT_VERSION,
+        "names": NAMES_VERSION,
         "lock": LOCK_VERSION,
         "statistics": STATISTICS_VERSION,
     }

@@ -15,11 +15,16 @@ class TensorInfo:
 
     Attributes:
         name: as the file calls it.
-        dtype: the recipe name of its dtype (``DTYPES``).
+        dtype: the recipe name of its dtype (``DTYPES``, in GGUF also ``BLOCK_DTYPES``).
         shape: its dimensions, row-major.
         file: the file it lies in.
         offset: of its first byte, from the start of the file.
         nbytes: its size in bytes.
+        content: its bytes, if it is one of the small ones that hold JSON and say how their module
+            is stored.
+        pieces: what it consists of, one after the other, where it does not lie in one place; then
+            ``file`` and ``offset`` are those of the first.
+        times: how often what lies at ``offset`` is repeated; ``nbytes`` is the size of all.
     """
 
     name: str
@@ -28,19 +33,33 @@ class TensorInfo:
     file: Path
     offset: int
     nbytes: int
+    content: bytes | None = field(default=None, repr=False)
+    pieces: tuple[TensorInfo, ...] = ()
+    times: int = 1
+
+    def at_row(self, row: int) -> tuple[TensorInfo, int]:
+        """The tensor of a file that a row lies in, and which row of that it is."""
+        if sum(piece.shape[0] for piece in self.pieces) != (self.shape or (0,))[0]:
+            return self, row
+        for piece in self.pieces:
+            if row < piece.shape[0]:
+                return piece, row
+            row -= piece.shape[0]
+        return self, row
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFileInfo:
-    """A safetensors file of a source: what its header says, and how to know it again.
+    """A safetensors or GGUF file of a source: what its header says, and how to know it again.
 
     Attributes:
         path: where it is.
         relative: its path below the source's root, with ``/``.
         size: in bytes.
         mtime_ns: its modification time.
-        header_sha256: digest of the length field and the header.
-        metadata: the header's ``__metadata__``.
+        header_sha256: digest of all that is before the first tensor.
+        metadata: the header's ``__metadata__``; of a GGUF file, its values as text
+            (``gguf_values``).
         tensors: by name, in offset order.
     """
 

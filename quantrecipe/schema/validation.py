@@ -12,6 +12,8 @@ from quantrecipe.schema.document import Document, located, parse_text, read_pars
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_semantics import layout_problems
 from quantrecipe.schema.lock import Lock
+from quantrecipe.schema.names import Names
+from quantrecipe.schema.names_semantics import names_problems
 from quantrecipe.schema.parsed import Parsed, capped
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recipe import Recipe
@@ -45,13 +47,24 @@ class Examined:
 def known_layouts() -> Collection[str]:
     """The names that a recipe may call a layout by."""
     # The registry reads its layouts through this module.
-    from quantrecipe.schema.registry import KnownLayouts
+    from quantrecipe.schema.registry import LAYOUTS
 
-    return KnownLayouts()
+    return LAYOUTS
+
+
+def known_names() -> Collection[str]:
+    """What a recipe may call names of modules by."""
+    from quantrecipe.schema.registry import NAMES
+
+    return NAMES
 
 
 def validate_value(
-    value: Any, *, kind: str | None = None, layouts: Collection[str] | None = None
+    value: Any,
+    *,
+    kind: str | None = None,
+    layouts: Collection[str] | None = None,
+    names: Collection[str] | None = None,
 ) -> tuple[Problem, ...]:
     """Every problem of a JSON value as the kind of document that it says it is.
 
@@ -59,6 +72,7 @@ def validate_value(
         value: the document.
         kind: the one kind that will do; any if left out.
         layouts: the layouts that are known by name; those of the registry if left out.
+        names: the names of modules that are known by a name; likewise.
 
     Returns:
         Problems with JSON pointers, those of structure first.
@@ -68,7 +82,7 @@ def validate_value(
         return (tags,)
     structure = structure_problems(value, value["kind"])
     known = {problem.pointer for problem in structure}
-    semantic = (p for p in _semantic_problems(value, layouts) if p.pointer not in known)
+    semantic = (p for p in _semantic_problems(value, layouts, names) if p.pointer not in known)
     return (*structure, *capped(semantic, "errors of meaning"))
 
 
@@ -171,15 +185,31 @@ def parse_layout(text: str | bytes, file: str = "<text>") -> Layout:
     return _only(Layout, examine_text(parse_text(text, file), kind="layout"))
 
 
-def _semantic_problems(value: Any, layouts: Collection[str] | None) -> Iterator[Problem]:
+def parse_names(text: str | bytes, file: str = "<text>") -> Names:
+    """Check the text of names; ``file`` is what problems call it, and YAML if it ends so.
+
+    Raises:
+        InvalidInput: they do not hold; every problem is in it.
+    """
+    return _only(Names, examine_text(parse_text(text, file), kind="names"))
+
+
+def _semantic_problems(
+    value: Any, layouts: Collection[str] | None, names: Collection[str] | None
+) -> Iterator[Problem]:
     kind = value["kind"]
     if kind == "layout":
         return layout_problems(value)
+    if kind == "names":
+        return names_problems(value.get("names"), "/names")
     if kind == "statistics":
         return statistics_problems(value)
-    known = known_layouts() if layouts is None else layouts
     check = recipe_problems if kind == "recipe" else lock_problems
-    return check(value, known)
+    return check(
+        value,
+        known_layouts() if layouts is None else layouts,
+        known_names() if names is None else names,
+    )
 
 
 def _accept(examined: Examined) -> tuple[Document, Model]:
@@ -204,6 +234,7 @@ __all__ = [
     "examine",
     "examine_text",
     "known_layouts",
+    "known_names",
     "load_document",
     "load_layout",
     "load_lock",
@@ -211,6 +242,7 @@ __all__ = [
     "load_statistics_header",
     "located",
     "parse_layout",
+    "parse_names",
     "parse_recipe",
     "structure_problems",
     "validate_document",

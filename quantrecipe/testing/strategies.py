@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,14 @@ from quantrecipe.schema.capabilities import BUILT_IN
 from quantrecipe.schema.dtypes import PLAIN_DTYPES
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.schemes import AnyWeight, Nf4, ScaledWeight, Scheme, Weight
+from quantrecipe.schema.schemes import (
+    AnyWeight,
+    Nf4,
+    RecordFormatName,
+    ScaledWeight,
+    Scheme,
+    Weight,
+)
 from quantrecipe.schema.validation import parse_layout, parse_recipe
 
 __all__ = [
@@ -42,9 +49,10 @@ Floats = NDArray[np.float32]
 SCALED: Final[Mapping[str, tuple[str, ...]]] = {
     name: tuple(sorted(granularities))
     for name, granularities in BUILT_IN.formats.items()
-    if granularities
+    if granularities and name not in get_args(RecordFormatName)
 }
-"""Every format with codes and scales, and its granularities."""
+"""Every format with codes and scales, and its granularities; but those of ggml, which lie in
+records that only their own container holds."""
 
 SCALE_DTYPES: Final = ("float32", "float16", "bfloat16")
 GROUP_SIZE: Final = 4
@@ -54,7 +62,28 @@ BLOCK_SIZE: Final = (3, 5)
 NF4_BLOCK: Final = 64
 """The one block size of nf4."""
 
-_PACKINGS: Final = {"int4": "uint8-high-nibble", "nf4": "int32-low-nibble"}
+_PACKINGS: Final = {
+    "int4": "uint8-high-nibble",
+    "nf4": "int32-low-nibble",
+    "mxfp4": "uint8-low-nibble",
+    "nvfp4": "uint8-high-nibble",
+}
+_FIXED: Final[Mapping[str, dict[str, Any]]] = {
+    "nf4": {"block_size": NF4_BLOCK},
+    "llm_int8": {},
+    "mxfp8": {},
+    "mxfp4": {},
+    "nvfp4": {},
+}
+"""Formats that leave scales no choice."""
+
+_OWN_SCALES: Final[Mapping[str, list[str]]] = {
+    "nf4": ["float32", "uint8"],
+    "mxfp8": ["float8_e8m0fnu"],
+    "mxfp4": ["uint8"],
+    "nvfp4": ["float8_e4m3fn"],
+}
+_TILES: Final = ("padded_out", "padded_groups")
 _WEIGHT: Final[TypeAdapter[AnyWeight]] = TypeAdapter(Weight)
 # Scales of larger numbers would be no float16, nor would the numbers themselves.
 _FLOAT16_LIMIT: Final = 2.0**15
@@ -87,8 +116,13 @@ def weight_specs(
     document: dict[str, Any] = {"format": draw(st.sampled_from(formats))}
     if document["format"] in SCALED:
         document["granularity"] = draw(st.sampled_from(SCALED[document["format"]]))
-        if document["format"] == "nf4":
-            document["block_size"] = NF4_BLOCK
+        if document["format"] in _FIXED:
+            document |= _FIXED[document["format"]]
+            if document["format"] == "nf4":
+                document["double_quantized"] = draw(st.booleans())
+            if document["format"].startswith("mx"):
+                kind = draw(st.sampled_from(["absmax", "ocp-floor"]))
+                document["quantizer"] = {"kind": kind}
             return _WEIGHT.validate_python(document)
         document["scale_dtype"] = draw(st.sampled_from(scale_dtypes))
         if document["granularity"] == "group":
@@ -289,19 +323,39 @@ def layout_of_everything(block_size: tuple[int, int] = BLOCK_SIZE) -> Layout:
             held["block_size"] = [1, NF4_BLOCK] if name == "nf4" else list(block_size)
         else:
             tensors = scaled(group=[["out", "groups"]])
+        scales = tensors["weight_scale"]
+        scales["shapes"] = {each: scales["shapes"][each] for each in granularities}
+        scales["dtypes"] = _OWN_SCALES.get(name, scales["dtypes"])
         if name in _PACKINGS:
             # Rows of a group of 4 fill bytes, but not each 32 bits.
             tensors["weight"] = module["weight"] | {"packing": _PACKINGS[name]}
-            shapes_of = tensors["weight_scale"]["shapes"]
-            tensors["weight_scale"]["shapes"] = {each: shapes_of[each] for each in granularities}
+        if name == "llm_int8":
+            scales["name"] = "{module}.absmax"
+        if name == "mxfp8":
+            scales |= {"arrangement": "tiles-128x4", "shapes": {"group": [list(_TILES)]}}
         if name == "int4":
             tensors["weight_zero_point"] = {
                 "name": "{module}.weight_zero_point",
                 "optional": True,
                 "packing": "int32-low-nibble",
             }
+        tensors |= _second_level(name)
         document["modules"][name], document["holds"][name] = tensors, held
     return parse_layout(json.dumps(document), "layout everything")
+
+
+def _second_level(name: str) -> dict[str, Any]:
+    """What formats with scales of two levels have beside the first."""
+    second = {"name": "{module}.second_scale", "dtype": "float32"}
+    if name == "nvfp4":
+        return {"second_scale": second | {"shapes": [[1]]}}
+    if name == "nf4":
+        offset = {"name": "{module}.scale_offset", "dtype": "float32", "optional": True}
+        return {
+            "second_scale": second | {"shapes": [["scale_blocks"]], "optional": True},
+            "scale_offset": offset,
+        }
+    return {}
 
 
 @st.composite

@@ -182,7 +182,6 @@ MALFORMED: dict[str, tuple[str, bytes, bool]] = {
     ),
     "zip": ("not-safetensors", b"PK\x03\x04" + b"\x14\0\0\0\x08\x08" + bytes(90), False),
     "pickle": ("not-safetensors", b"\x80\x02}q\0(X\x01\0\0\0aq\x01" + bytes(90), False),
-    "GGUF": ("not-safetensors", b"GGUF\x03\0\0\0" + bytes(90), False),
     "HTML": ("not-safetensors", b"<!DOCTYPE html><html>not found</html>", False),
     "JSON": ("not-safetensors", b'{"weight_map": {}}', False),
 }
@@ -301,7 +300,6 @@ def test_an_unknown_dtype_is_named_with_its_near_miss(tmp_path: Path) -> None:
         ("LFS pointer", "git lfs pull"),
         ("pickle", "nothing is ever unpickled"),
         ("zip", "nothing is ever unpickled"),
-        ("GGUF", "Only safetensors is read"),
     ],
 )
 def test_foreign_files_come_with_advice(case: str, advice: str, tmp_path: Path) -> None:

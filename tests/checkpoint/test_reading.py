@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,35 @@ def test_any_range_is_read_exactly(path: Path) -> None:
 
     with SourceReader([info]) as reader:
         check()
+
+
+@pytest.mark.usefixtures("system")
+def test_any_range_of_what_lies_in_several_places_is_read_exactly(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    infos, pieces, expected = [], [], b""
+    for index, (size, times) in enumerate([(40, 1), (0, 1), (4, 7), (13, 1), (2, 1), (3, 30)]):
+        content = torch.from_numpy(rng.integers(0, 256, size, dtype=np.uint8))
+        file = tmp_path / f"{index % 2}-{index}.safetensors"
+        save_file({"before": torch.zeros(8), "x": content}, file)
+        infos.append(read_header(file))
+        x = infos[-1].tensors["x"]
+        pieces.append(replace(x, shape=(size * times,), nbytes=size * times, times=times))
+        expected += bytes(content.tolist()) * times
+    nested = replace(pieces[0], nbytes=40 + 0 + 28, pieces=tuple(pieces[:3]))
+    whole = replace(nested, nbytes=len(expected), pieces=(nested, *pieces[3:]))
+
+    @given(st.integers(0, len(expected)), st.integers(0, len(expected)))
+    def check(start: int, end: int) -> None:
+        start, end = min(start, end), max(start, end)
+        buffer = bytearray(b"\xaa" * (end - start))
+        reader.announce(whole, start, end - start)
+        reader.read_into(whole, start, buffer)
+        assert buffer == expected[start:end]
+
+    with SourceReader(infos, max_open=2) as reader:
+        check()
+        with pytest.raises(ValueError, match="bytes"):
+            reader.read_into(whole, 1, bytearray(len(expected)))
 
 
 @pytest.mark.usefixtures("system")

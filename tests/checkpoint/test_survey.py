@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantrecipe.checkpoint.survey import Survey, survey
+from quantrecipe.schema.gguf import plan_gguf_file
 from quantrecipe.schema.placement import encode_header
 from quantrecipe.schema.problems import InvalidInput
 from quantrecipe.schema.tensors import OutputTensor
@@ -123,12 +124,16 @@ def test_what_is_left_of_a_broken_checkpoint_is_opened(tmp_path: Path) -> None:
     assert locations(found) == {"model": "*.safetensors"}
 
 
-def test_gguf_is_recognised_and_not_opened(tmp_path: Path) -> None:
+def test_gguf_is_opened(tmp_path: Path) -> None:
+    tensors = [OutputTensor("model.a.weight", "float32", (2, 3))]
+    planned = plan_gguf_file("x.gguf", tensors, {"general.architecture": "any"})
     file = tmp_path / "x.gguf"
-    file.write_bytes(b"GGUF" + bytes(20))
+    file.write_bytes(planned.header + bytes(planned.size - len(planned.header)))
     for path in (tmp_path, file):
         found = survey(path)
-        assert (found.pieces, found.gguf) == ((), (file,))
+        assert [list(part.tensors) for piece in found.pieces for part in piece.parts] == [
+            ["model.a.weight"]
+        ]
 
 
 @pytest.mark.parametrize(

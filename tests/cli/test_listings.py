@@ -12,9 +12,10 @@ from click.testing import CliRunner
 from quantrecipe.cli.format_facts import format_facts, format_names
 from quantrecipe.cli.listings import first_sentence, formats, layouts, recipes
 from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.names import Names
 from quantrecipe.schema.problems import InvalidInput
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.registry import layout_names, recipe_names
+from quantrecipe.schema.registry import LAYOUTS, NAMES, recipe_names
 from quantrecipe.schema.schemes import FormatName, ScaledFormatName
 
 
@@ -30,7 +31,6 @@ def run_json(command: click.Command, *arguments: str) -> Any:
 
 COMMANDS = [
     pytest.param(recipes, recipe_names(), id="recipes"),
-    pytest.param(layouts, layout_names(), id="layouts"),
     pytest.param(formats, list(get_args(FormatName)), id="formats"),
 ]
 
@@ -59,7 +59,26 @@ def test_a_named_recipe_is_printed_whole(name: str) -> None:
     assert run(recipes, name, "--json") == printed
 
 
-@pytest.mark.parametrize("name", layout_names())
+def test_layouts_and_names_are_listed_apart() -> None:
+    first, second = (part.splitlines() for part in run(layouts).split("\n\n"))
+    assert [line.split()[0] for line in first] == ["LAYOUT", *LAYOUTS]
+    assert [line.split()[0] for line in second] == ["NAMES", *NAMES]
+    listed = [(entry["kind"], entry["name"]) for entry in run_json(layouts)]
+    assert listed == [*(("layout", name) for name in LAYOUTS), *(("names", name) for name in NAMES)]
+
+
+@pytest.mark.parametrize("near", ["plain", "ideogram4-original"])
+def test_what_is_neither_a_layout_nor_names_is_refused(near: str) -> None:
+    with pytest.raises(InvalidInput, match=f"Did you mean '{near}'"):
+        run(layouts, near + "x")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_printed_whole(name: str) -> None:
+    assert Names.model_validate_json(run(layouts, name)).name == name
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_named_layout_is_printed_whole(name: str) -> None:
     assert Layout.model_validate_json(run(layouts, name)).name == name
 

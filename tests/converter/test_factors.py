@@ -260,10 +260,24 @@ def test_pieces_of_a_split_module_are_siblings_of_its_siblings(tmp_path: Path) -
     model.find_siblings(["gate", "qkv"])
     path = model.recipe(weight_spec("int8"))
     document = json.loads(path.read_text())
-    document["target"]["layout"]["names"] = [{"from": "qkv", "into": ["q", "k", "v"]}]
+    document["target"]["names"] = [{"from": "qkv", "into": ["q", "k", "v"]}]
     path.write_text(json.dumps(document))
     (group,) = plan(path, model.source).smoothing_groups
     assert group.modules == ("gate", "k", "q", "v")
+    out = convert(path, model.source, tmp_path / "out").out
+    assert verify(out, against=model.source).problems == ()
+
+
+def test_what_pieces_are_merged_into_is_a_sibling_of_their_siblings(tmp_path: Path) -> None:
+    weights = {"q": ("bfloat16", 4), "k": ("bfloat16", 4), "gate": ("bfloat16", 5)}
+    model = Model(tmp_path, 3, weights)
+    model.find_siblings(["gate", "k", "q"])
+    path = model.recipe(weight_spec("int8"))
+    document = json.loads(path.read_text())
+    document["target"]["names"] = [{"from": ["q", "k"], "into": "qk"}]
+    path.write_text(json.dumps(document))
+    (group,) = plan(path, model.source).smoothing_groups
+    assert group.modules == ("gate", "qk")
     out = convert(path, model.source, tmp_path / "out").out
     assert verify(out, against=model.source).problems == ()
 

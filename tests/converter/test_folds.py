@@ -420,7 +420,7 @@ def test_the_edges_of_ideogram_4_on_its_own_model(tmp_path: Path) -> None:
     model, inputs = ideogram4()
     run = runner(model, **inputs)
     folder = Folder(tmp_path, model, run, DIFFUSERS_EDGES)
-    document = wanted(activation=TOKEN, folds=DIFFUSERS_EDGES, target="ideogram4-diffusers")
+    document = wanted(activation=TOKEN, folds=DIFFUSERS_EDGES, target="quantrecipe")
     out = folder.convert(document)
     assert verify(out, against=folder.source).problems == ()
     other, _ = ideogram4()

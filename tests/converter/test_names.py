@@ -1,4 +1,4 @@
-"""Modules split and renamed by the target layout: the same codes and scales, byte for byte."""
+"""Modules split and renamed in the target: the same codes and scales, byte for byte."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from tests.converter.making import (
 PIECES = ("q", "k", "v")
 NAMES = [
     {"from": "*.qkv", "into": [f"*.to_{piece}" for piece in PIECES]},
-    {"from": "*.o", "into": ["*.to_out.0"]},
-    {"from": "*.norm", "into": ["*.n"]},
+    {"from": "*.o", "into": "*.to_out.0"},
+    {"from": "*.norm", "into": "*.n"},
 ]
 BY_ROW = sorted(name for name in WEIGHTS if "-channel-" in name or "-group-" in name)
 
@@ -55,8 +55,7 @@ def source_of(kind: str, rows: int, columns: int, seed: int) -> Tensors:
     return made
 
 
-def target() -> Json:
-    return everything() | {"name": "split", "names": NAMES}
+TARGET: Json = {"names": NAMES}
 
 
 def sliced(whole: Tensors) -> dict[str, bytes]:
@@ -94,16 +93,21 @@ def test_splitting_and_quantizing_by_row_can_change_places(
         source = save(Path(name) / "m.safetensors", tensors)
         whole, split, oracle = (
             convert(
-                parsed(recipe(WEIGHTS[weight], source=everything(), target=layout)),
+                parsed(
+                    recipe(
+                        WEIGHTS[weight],
+                        source=everything(),
+                        target=everything(),
+                        target_fields=fields,
+                    )
+                ),
                 source,
-                Path(name) / str(layout["name"]) / converter,
+                Path(name) / str(index),
                 converter=converter,
                 block_bytes=block_bytes,
             ).out
-            for converter, layout in (
-                ("streaming", everything()),
-                ("streaming", target()),
-                ("reference", target()),
+            for index, (converter, fields) in enumerate(
+                (("streaming", {}), ("streaming", TARGET), ("reference", TARGET))
             )
         )
         found = {name: raw(tensor) for name, tensor in tensors_of(split).items()}
@@ -118,13 +122,13 @@ def test_splitting_and_quantizing_by_row_can_change_places(
 @pytest.mark.parametrize("passthrough", ["bfloat16", "keep"])
 def test_what_passes_through_is_split_as_well(tmp_path: Path, kind: str, passthrough: str) -> None:
     source = save(tmp_path / "m.safetensors", source_of(kind, 6, 12, seed=1))
-    fields = {"passthrough_dtype": passthrough}
     made = {}
-    for layout in (everything(), target()):
-        document = recipe(source=everything(), target=layout, target_fields=fields)
+    for name, names in (("whole", {}), ("split", TARGET)):
+        fields = {"passthrough_dtype": passthrough} | names
+        document = recipe(source=everything(), target=everything(), target_fields=fields)
         document |= {"rules": [], "schemes": {}}
-        made[layout["name"]] = convert(parsed(document), source, tmp_path / layout["name"]).out
-    whole, split = tensors_of(made["everything"]), tensors_of(made["split"])
+        made[name] = convert(parsed(document), source, tmp_path / name).out
+    whole, split = tensors_of(made["whole"]), tensors_of(made["split"])
     expected = sliced({n: t for n, t in whole.items() if not n.endswith("weight_scale")})
     assert expected == {name: raw(split[name]) for name in expected}
     assert verify(made["split"], against=source, block_bytes=100).problems == ()
@@ -148,7 +152,7 @@ def test_slices_are_smoothed_by_what_was_measured_of_the_whole(
         "statistics": "statistics.safetensors",
     }
     scheme = {"weight": weight_spec("int8"), "smoothing": smoothing}
-    document = recipe(target=target()) | {"schemes": {"all": scheme}}
+    document = recipe(target=everything(), target_fields=TARGET) | {"schemes": {"all": scheme}}
     path = tmp_path / "recipe.json"
     path.write_text(parsed(document).model_dump_json(by_alias=True, exclude_unset=True))
     out = convert(path, source, tmp_path / "out").out
@@ -170,7 +174,7 @@ def test_statistics_of_neither_name_are_refused(tmp_path: Path) -> None:
         "statistics": "statistics.safetensors",
     }
     scheme = {"weight": weight_spec("int8"), "smoothing": smoothing}
-    document = recipe(target=target()) | {"schemes": {"all": scheme}}
+    document = recipe(target=everything(), target_fields=TARGET) | {"schemes": {"all": scheme}}
     path = tmp_path / "recipe.json"
     path.write_text(parsed(document).model_dump_json(by_alias=True, exclude_unset=True))
     with pytest.raises(InvalidInput) as caught:
@@ -218,7 +222,8 @@ def test_a_fused_checkpoint_becomes_the_diffusers_model(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")  # that library's own deprecations
         diffusers = pytest.importorskip("diffusers")
         model = tiny_ideogram(tmp_path / "in" / "transformer", diffusers)
-    document = recipe(source="fp8-scaled", target="ideogram4-diffusers")
+    names = {"names": "ideogram4-diffusers"}
+    document = recipe(source="fp8-scaled", target="quantrecipe", target_fields=names)
     document["source"]["parts"] = {"conditional": "transformer"}
     document["rules"] = [{"modules": ["layers.*.{attention,feed_forward}.**"], "scheme": "all"}]
     path = "transformer/diffusion_pytorch_model.safetensors"
@@ -238,10 +243,47 @@ def test_a_fused_checkpoint_becomes_the_diffusers_model(tmp_path: Path) -> None:
         assert written[f"{name}.weight_scale"].shape == (model.get_submodule(name).out_features, 1)
     assert verify(out, against=tmp_path / "in").problems == ()
     # What another converts from there finds the names it has.
-    again = recipe(source="ideogram4-diffusers", target="ideogram4-diffusers")
+    again = recipe(source="quantrecipe", target="quantrecipe", target_fields=names)
     again |= {"rules": [], "schemes": {}}
     again["source"]["parts"] = {"conditional": "transformer"}
     again["target"] |= {"parts": {"conditional": path}, "passthrough_dtype": "keep"}
     kept = convert(parsed(again), out, tmp_path / "again").out
     found = load_file(kept / path)
     assert {n: raw(t) for n, t in found.items()} == {n: raw(t) for n, t in written.items()}
+
+
+@pytest.mark.xdist_group("diffusers")
+@pytest.mark.parametrize("layout", ["fp8-scaled", "quantrecipe"])
+def test_there_and_back_again_is_the_original(tmp_path: Path, layout: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that library's own deprecations
+        diffusers = pytest.importorskip("diffusers")
+        model = tiny_ideogram(tmp_path / "in" / "transformer", diffusers)
+    path = "transformer/diffusion_pytorch_model.safetensors"
+    folder, before = tmp_path / "in", "fp8-scaled"
+    for names in ("ideogram4-diffusers", "ideogram4-original"):
+        fields = {"names": names, "passthrough_dtype": "keep", "parts": {"conditional": path}}
+        document = recipe(source=before, target=layout, target_fields=fields)
+        document |= {"rules": [], "schemes": {}}
+        document["source"]["parts"] = {"conditional": "transformer"}
+        out = convert(parsed(document), folder, tmp_path / names).out
+        assert verify(out, against=folder).problems == ()
+        if names == "ideogram4-diffusers":
+            weights = {name for name in model.state_dict() if "norm" not in name}
+            assert weights <= load_file(out / path).keys()
+        folder, before = out, layout
+    original, again = load_file(tmp_path / "in" / path), load_file(folder / path)
+    assert {n: raw(t) for n, t in again.items()} == {n: raw(t) for n, t in original.items()}
+    if layout == "fp8-scaled":
+        # In the layout that they were in, the shapes and their places too: all bytes after the
+        # header, where metadata say what the file was made by.
+        assert data_of(folder / path) == data_of(tmp_path / "in" / path)
+
+
+def data_of(path: Path) -> tuple[Json, bytes]:
+    """What the header says of tensors, and the bytes behind it."""
+    content = path.read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:length])
+    header.pop("__metadata__", None)
+    return header, content[length:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,20 +253,22 @@ def test_it_is_not_opened_as_if_it_were_not_rotated(source: Path) -> None:
         open_checkpoint(alone, layout="int8-scaled")
 
 
-@pytest.mark.parametrize("said", ["metadata", "config.json"])
-def test_a_rotated_source_is_refused(source: Path, said: str) -> None:
+def test_a_rotated_source_is_rotated_back(source: Path, tmp_path: Path) -> None:
+    out = made(source, document())
+    value = recipe(source="quantrecipe", target="plain", schemes={}, rules=[])
+    value["target"]["passthrough_dtype"] = "float32"
+    convert(parsed(value), out, tmp_path / "plain")
+    before, after = load_state_dict(out), load_state_dict(tmp_path / "plain")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_rotated_source_of_unknown_modules_is_refused(source: Path) -> None:
     out = made(source, document())
     folder = source.parent / "again"
     folder.mkdir()
     tensors = load_file(out / "model.safetensors")
-    metadata: Mapping[str, str] = {"format": "pt"}
-    if said == "metadata":
-        with open_checkpoint(out) as checkpoint:
-            assert checkpoint.recipe is not None
-        metadata = _metadata(out / "model.safetensors")
-    else:
-        shutil.copy(out / "config.json", folder)
-    save_file(tensors, folder / "model.safetensors", dict(metadata))
+    save_file(tensors, folder / "model.safetensors", _metadata(out / "model.safetensors"))
     value = recipe(source="quantrecipe", target="plain", schemes={}, rules=[])
     with pytest.raises(InvalidInput) as refused:
         plan(parsed(value), folder)
@@ -309,7 +310,7 @@ def test_what_cannot_be_rotated_is_refused(
 
 
 def test_only_the_layout_with_a_config_holds_it() -> None:
-    for name in ("fp8-scaled", "int8-scaled", "plain", "transformerlab", "ideogram4-diffusers"):
+    for name in ("fp8-scaled", "int8-scaled", "plain", "transformerlab"):
         held = resolve_layout(name).holds.values()
         assert not any(each.rotation for each in held), name
     assert all(each.rotation for each in resolve_layout("quantrecipe").holds.values())

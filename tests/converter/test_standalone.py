@@ -241,9 +241,9 @@ def stored_weight(opened: Checkpoint, part: str | None, name: str) -> np.ndarray
     """Codes times scales, not rounded."""
     module = opened.module(name, part)
     shape = module.out_features, module.in_features
-    codes = opened.codes(name, part, 0, shape[0]).double()
+    codes = opened.stored(name, part).codes(0, shape[0]).double()
     if not isinstance(module.weight, PlainWeight):
-        scale = opened.scales(name, part, 0, shape[0])
+        scale = opened.stored(name, part).scales(0, shape[0])
         codes = codes * spread(scale, shape, module.weight.group_shape(*shape))
     return np.asarray(codes)
 
@@ -296,7 +296,8 @@ def test_w8a8_stays_within_its_bound(tmp_path: Path) -> None:
                 rows = (x.reshape(-1, columns).double() / smooth).numpy()
                 weight = original[f"{name}.weight"].double().mul(smooth).numpy()
                 s_w = (
-                    opened.scales(name, None, 0, stored.out_features)
+                    opened.stored(name)
+                    .scales(0, stored.out_features)
                     .double()
                     .numpy()
                     .reshape(1, -1)

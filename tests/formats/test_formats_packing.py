@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quantrecipe.formats.packing import pack, pack_down, unpack, unpack_down
-from quantrecipe.schema.packings import PACKINGS, Packing
+from quantrecipe.schema.storage import PACKINGS, Packing
 
 each_packing = st.sampled_from(list(PACKINGS.values()))
 

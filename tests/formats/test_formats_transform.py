@@ -461,6 +461,6 @@ def test_misuse_is_named_and_touches_no_memory(
 def test_what_is_not_covered_is_plain(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = block_transform(PlainWeight(format="float64"), kit.spec("int8"))
     assert isinstance(wide, PlainTransform)
-    monkeypatch.setattr("quantrecipe.formats.kernels.find_spec", lambda name: None)
+    monkeypatch.setattr("quantrecipe.formats.loops.find_spec", lambda name: None)
     without = block_transform(PlainWeight(format="bfloat16"), kit.spec("int8"))
     assert isinstance(without, PlainTransform)

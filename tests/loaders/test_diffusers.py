@@ -66,9 +66,8 @@ def ideogram(
             n: t * -1 if number and t.ndim == 1 else t for n, t in written(path.parent).items()
         }
         save_file({n: t if "scale" not in n else t.abs() for n, t in tensors.items()}, path)
-    document = recipe(
-        weight, source="fp8-scaled", target="ideogram4-diffusers", target_fields=target
-    )
+    target["names"] = "ideogram4-diffusers"
+    document = recipe(weight, source="fp8-scaled", target="quantrecipe", target_fields=target)
     if activation is not None:
         document["schemes"]["all"]["activation"] = activation
     document["source"]["parts"] = PARTS

@@ -228,7 +228,7 @@ def test_the_diffusers_recipe_is_the_recommended_one(ideogram4: ModuleType) -> N
     split = ideogram_plan("ideogram-4-int8-w8a8-diffusers", ideogram4)
     wanted = {(m.part, m.name): (m.weight, m.activation, m.reason) for m in plan.modules}
     for module in split.modules:
-        original = module.source.renamed_from or module.name
+        (original,) = module.source.renamed_from or (module.name,)
         told = module.weight, module.activation, module.reason
         assert told == wanted[module.part, original]
     assert split.source_bytes == plan.source_bytes

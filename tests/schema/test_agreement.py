@@ -107,7 +107,7 @@ def test_models_and_schemas_agree(document: Any) -> None:
 
 @given(mutated())
 def test_every_problem_points_into_the_document(document: Any) -> None:
-    for problem in validate_value(document, layouts=("plain",)):
+    for problem in validate_value(document, layouts=("plain",), names=()):
         assert problem.pointer is not None
         tokens = [t.replace("~1", "/").replace("~0", "~") for t in problem.pointer.split("/")[1:]]
         value = document

@@ -86,10 +86,10 @@ def test_every_edge_is_found_in_every_layer(headers: ModuleType) -> None:
 
 def test_edges_speak_of_the_names_of_the_target(headers: ModuleType) -> None:
     names = [{"from": "layers.*.qkv", "into": [f"layers.*.to_{which}" for which in "qkv"]}]
-    layout = headers.layout(names=names)
+    target = {"layout": headers.layout(), "names": names}
     edges = [fold("layers.*.o", into="layers.*.to_v")]
     rules = [{"modules": ["layers.*.o"], "scheme": "f"}]
-    wanted = recipe(headers, edges, target={"layout": layout}, rules=rules)
+    wanted = recipe(headers, edges, target=target, rules=rules)
     plan = make_plan(wanted, [headers.source(*block(headers))])
     (site,) = plan.folds
     assert plain(site) == (("layers.0.o",), "layers.0.to_v", 0, WIDTH)
@@ -111,7 +111,7 @@ def test_what_is_not_smoothed_is_multiplied_where_a_sibling_is(headers: ModuleTy
     plan = make_plan(recipe(headers, protected=protected), [headers.source(*block(headers))])
     (w1,) = [module for module in plan.modules if module.name == "layers.0.w1"]
     assert w1.multiplied
-    assert not w1.copied
+    assert not w1.carried
     assert w1.weight == w1.source.weight
 
 

@@ -479,8 +479,6 @@ def test_what_cannot_be_a_source_is_refused() -> None:
     assert refused([(".", table)]) == {"nothing-to-quantize"}
     whole = part(stored(plain, tree()))
     assert refused([("a", whole), ("b", whole)]) == {"part-named-twice"}
-    smoothed = INT8_TENSORS | {"layers.0.o.smoothing": ("float32", (64,))}
-    assert refused([(".", part(smoothed))]) == {"smoothed-source"}
 
 
 @given(st.text(max_size=40))

@@ -10,6 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import read_part
 from quantrecipe.schema.layout_writing import (
     has_place_for_bias,
@@ -18,9 +19,10 @@ from quantrecipe.schema.layout_writing import (
     module_tensors,
     other_name,
     refusal,
+    unfit,
 )
 from quantrecipe.schema.registry import layout_names, named_layout
-from quantrecipe.schema.schemes import PlainWeight, ScaledWeight, SmoothQuant, Weight
+from quantrecipe.schema.schemes import AnyWeight, PlainWeight, ScaledWeight, SmoothQuant, Weight
 from quantrecipe.testing.strategies import weight_specs
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Weight)
@@ -80,13 +82,18 @@ HELD = {
 }
 
 
+def refused(layout: Layout, spec: AnyWeight, smooth: SmoothQuant | None) -> Any:
+    online = smooth is not None and smooth.apply == "online"
+    return refusal(layout, spec, smoothed=smooth is not None, factors=online)
+
+
 @pytest.mark.parametrize("layout", HELD)
 def test_a_layout_holds_what_it_says_and_refuses_the_rest(layout: str) -> None:
     target = named_layout(layout)
-    held = {label(spec) for spec in weights() if refusal(target, spec, None) is None}
+    held = {label(spec) for spec in weights() if refusal(target, spec) is None}
     assert held == HELD[layout] | set(PLAIN)
     for spec in weights():
-        refused = refusal(target, spec, None)
+        refused = refusal(target, spec)
         if refused is not None:
             message, hint = refused
             assert layout in message
@@ -136,22 +143,22 @@ REFUSALS: dict[str, tuple[str, Any, Any, str, str]] = {
 
 @pytest.mark.parametrize("layout", ["int8-scaled", "transformerlab"])
 def test_smoothing_that_is_folded_needs_no_place(layout: str) -> None:
-    assert refusal(named_layout(layout), weight("int8", "channel"), smoothing("fold")) is None
+    assert refused(named_layout(layout), weight("int8", "channel"), smoothing("fold")) is None
 
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_refusal_says_what_and_what_would_do(case: str) -> None:
     layout, spec, smooth, said, hinted = REFUSALS[case]
-    refused = refusal(named_layout(layout), spec, smooth)
-    assert refused is not None
-    message, hint = refused
+    found = refused(named_layout(layout), spec, smooth)
+    assert found is not None
+    message, hint = found
     assert said in message
     assert hinted in hint
 
 
 @pytest.mark.parametrize("layout", ["int8-scaled", "transformerlab"])
 def test_smoothing_is_held_where_there_is_a_place(layout: str) -> None:
-    assert refusal(named_layout(layout), weight("int8", "channel"), smoothing()) is None
+    assert refused(named_layout(layout), weight("int8", "channel"), smoothing()) is None
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,7 @@ def test_parts_share_a_file_only_by_name(layout: str, many: bool) -> None:
 def test_every_built_in_layout_has_a_place_for_a_bias(layout: str) -> None:
     target = named_layout(layout)
     for spec in weights():
-        if refusal(target, spec, None) is None:
+        if refusal(target, spec) is None:
             assert has_place_for_bias(target, spec)
 
 
@@ -284,10 +291,14 @@ OTHERS = st.sampled_from(
         ("bool", ()),
     ]
 )
-_WITH_SHAPE = ("compressed-tensors", "int4")
 ANY_WEIGHT = weight_specs(
     group_sizes=st.integers(1, 8), block_sizes=st.sampled_from([(128, 128), (64, 128)])
 )
+
+
+def said(templates: Any) -> set[str]:
+    """The roles that a layout has a tensor for."""
+    return {role for role, template in templates if template is not None}
 
 
 @given(st.data(), st.sampled_from(layout_names()))
@@ -299,23 +310,29 @@ def test_what_is_written_is_read_back(
     tensors, expected = [], {}
     for name in names:
         spec = data.draw(ANY_WEIGHT)
-        held = refusal(target, spec, None) is None
+        held = refusal(target, spec) is None
         if not held:
             continue
         out, inn = data.draw(st.tuples(st.integers(1, 300), st.integers(1, 300)))
         inn *= getattr(spec, "group_size", 1)
         # Packed codes fill whole numbers.
         inn *= {"int4": 8, "nf4": 64}.get(spec.format, 1)
-        smooth = data.draw(st.booleans()) and refusal(target, spec, smoothing()) is None
+        multiples = target.holds[spec.format].multiples if spec.format in target.holds else None
+        out, inn = (out, inn) if multiples is None else (out * multiples[0], inn * multiples[1])
+        smooth = data.draw(st.booleans()) and refused(target, spec, smoothing()) is None
         bias = headers.tensor("", "float16", out) if data.draw(st.booleans()) else None
         outputs = module_tensors(
             target, "part", name, (out, inn), spec, smoothing=smooth, bias=bias
         )
+        two_levels = getattr(spec, "has_two_levels", False)
+        templates = getattr(target.modules, spec.format, None) or target.modules.plain
         assert set(outputs) == (
             {"weight"}
             | ({"weight_scale"} if isinstance(spec, ScaledWeight) else set())
             | ({"weight_zero_point"} if getattr(spec, "has_zero_points", False) else set())
-            | ({"weight_shape"} if (layout, spec.format) == _WITH_SHAPE else set())
+            | ({"second_scale"} if two_levels else set())
+            | ({"scale_offset", "scale_map"} & said(templates) if two_levels else set())
+            | ({"weight_shape", "marker", "code_map", "zeros"} & said(templates))
             | ({"smoothing"} if smooth else set())
             | ({"bias"} if bias is not None else set())
         )
@@ -328,7 +345,11 @@ def test_what_is_written_is_read_back(
         tensors.append(headers.tensor(other_name(target, "part", f"{name}.norm"), dtype, *shape))
     # Module "a.bias" and the bias of module "a" do not meet: each ends in a word of its own.
     assert len({tensor.name for tensor in tensors}) == len(tensors)
-    read = read_part(target, headers.source(*data.draw(st.permutations(tensors)), name="part"))
+    contents: dict[str, bytes] = {}
+    for spec, shape, outputs in expected.values():
+        contents |= headers.marker(target, spec, shape, outputs)
+    shuffled = data.draw(st.permutations(tensors))
+    read = read_part(target, headers.source(*shuffled, name="part", contents=contents))
     assert not read.problems
     assert read.modules.keys() == expected.keys()
     assert {name: (info.dtype, info.shape) for name, info in read.others.items()} == others
@@ -345,6 +366,8 @@ def assert_same(written: Any, read: Any, shape: tuple[int, int]) -> None:
     if isinstance(written, PlainWeight):
         assert read == written
         return
+    # Files do not show how scales were chosen.
+    written = written.model_copy(update={"quantizer": read.quantizer})
     assert (read.format, read.scale_dtype) == (written.format, written.scale_dtype)
     assert read.scale_grid(*shape) == written.scale_grid(*shape)
     one_row, one_column = shape[0] == 1, written.scale_grid(*shape)[1] == 1
@@ -360,15 +383,17 @@ def test_every_weight_is_refused_or_held(
 ) -> None:
     target = named_layout(layout)
     apply = data.draw(st.sampled_from([None, "online"]))
-    refused = refusal(target, spec, smoothing(apply) if apply else None)
+    found = refused(target, spec, smoothing(apply) if apply else None)
     out, inn = data.draw(st.tuples(st.integers(2, 300), st.integers(2, 300)))
     assume(spec.refuses(out, inn) is None)
-    if refused is not None:
-        assert all(refused)
+    if found is not None:
+        assert all(found)
         return
+    assume(unfit(target, spec, (out, inn)) is None)
     outputs = module_tensors(
         target, "p", "m", (out, inn), spec, smoothing=apply is not None, bias=None
     )
-    read = read_part(target, headers.source(*outputs.values(), name="p"))
+    contents = headers.marker(target, spec, (out, inn), outputs)
+    read = read_part(target, headers.source(*outputs.values(), name="p", contents=contents))
     assert not read.problems
     assert_same(spec, read.modules["m"].weight, (out, inn))

@@ -130,33 +130,10 @@ REFUSED: dict[str, Case] = {
         parts_of(X),
         [("fold-without-edge", "/schemes/a/smoothing/apply")],
     ),
-    "a smoothed source": (
-        {"source": {"layout": "int8-scaled"}},
-        parts_of(XI, XI_SCALE, ("x.smoothing", "float32", (4,))),
-        [("smoothed-source", "/source")],
-    ),
-    "a smoothed source, kept as it is": (
-        {
-            "source": {"layout": "int8-scaled"},
-            "target": {"layout": "int8-scaled", "passthrough_dtype": "keep"},
-            "rules": ["y"],
-        },
-        parts_of(Y, XI, XI_SCALE, ("x.smoothing", "float32", (4,))),
-        [("smoothed-source", "/source")],
-    ),
     "a stored format that the target cannot keep": (
         {"rules": ["y"], "target": {"layout": "int8-scaled", "passthrough_dtype": "keep"}}
         | FP8_SOURCE,
         parts_of(X8, X8_SCALE, Y),
-        [("target-cannot-hold", "/target/passthrough_dtype")],
-    ),
-    "a scale dtype that the target cannot keep": (
-        {
-            "source": {"layout": "int8-scaled"},
-            "target": {"layout": "transformerlab", "passthrough_dtype": "keep"},
-            "rules": ["y"],
-        },
-        parts_of(Y, XI, ("x.weight_scale", "float16", (6, 1))),
         [("target-cannot-hold", "/target/passthrough_dtype")],
     ),
     "parts that share a file": (
@@ -338,7 +315,7 @@ def test_what_nothing_matches_passes_through(headers: ModuleType, case: Any) -> 
     plan = make_plan(recipe, [headers.source(*tensors)])
     found = module(plan, "x")
     assert (found.disposition, found.weight.format) == ("passthrough", expected)
-    assert found.copied is copied
+    assert found.carried is copied
     assert (found.pointer, found.pattern, found.scheme, found.reason) == (None, None, None, None)
     assert set(found.outputs) == ({"weight", "weight_scale"} if dtype == "keep" else {"weight"})
 
@@ -383,7 +360,7 @@ def test_a_quantized_module_says_all_about_itself(headers: ModuleType) -> None:
         "smoothing": ("x.smoothing", "float32", (4,)),
         "bias": ("x.bias", "float16", (6,)),
     }
-    assert not found.copied
+    assert not found.carried
     assert plan.statistics == statistics
 
 

@@ -19,18 +19,20 @@ from quantrecipe.schema.registry import (
     layout_names,
     load_named,
     named_layout,
+    named_names,
     recipe_names,
     recipe_text,
     resolve_layout,
+    resolve_names,
 )
-from quantrecipe.schema.validation import known_layouts, validate_value
+from quantrecipe.schema.validation import known_layouts, known_names, validate_value
 
 Install = Callable[..., Path]
 
 
 def forget() -> None:
     """What is installed changes during these tests only."""
-    for cached in (registry._documents, registry.named_layout):
+    for cached in (registry._documents, registry.named_layout, registry.named_names):
         cached.cache_clear()
     importlib.invalidate_caches()
 
@@ -84,10 +86,26 @@ def test_the_built_in_layouts() -> None:
     assert "fp8-scald" not in known_layouts()
 
 
+def test_the_built_in_names() -> None:
+    assert {"ideogram4-diffusers", "ideogram4-original"} <= set(known_names())
+    for name in known_names():
+        assert named_names(name).name == name
+        assert resolve_names(name) == named_names(name).names
+    assert len(known_names()) == len(list(known_names()))
+    assert "ideogram4" not in known_names()
+    assert resolve_names(None) == ()
+
+
+def test_the_names_of_ideogram_4_are_each_other_backwards() -> None:
+    there, back = (resolve_names(f"ideogram4-{which}") for which in ("diffusers", "original"))
+    assert [(m.sources, m.targets) for m in there] == [(m.targets, m.sources) for m in back]
+
+
 @pytest.mark.parametrize(
     ("ask", "kind", "near"),
     [
         (lambda: named_layout("fp8-scald"), "unknown-layout", "fp8-scaled"),
+        (lambda: named_names("ideogram4-diffuser"), "unknown-names", "ideogram4-diffusers"),
         (lambda: recipe_text("ideogram-4-fp9"), "unknown-recipe", "ideogram-4-fp8"),
         (
             lambda: load_named("quantrecipe.converters", "straeming", "converter"),
@@ -95,7 +113,7 @@ def test_the_built_in_layouts() -> None:
             "streaming",
         ),
     ],
-    ids=["layout", "recipe", "converter"],
+    ids=["layout", "names", "recipe", "converter"],
 )
 def test_an_unknown_name_gets_a_near_one(ask: Callable[[], Any], kind: str, near: str) -> None:
     problem = refused(ask)
@@ -125,6 +143,20 @@ def test_a_layout_by_entry_point(headers: ModuleType, install: Install) -> None:
     assert "acme" in known_layouts()
     assert named_layout("acme").name == "acme"
     recipe = headers.recipe(source={"layout": "acme"})
+    assert not validate_value(recipe.to_json_value())
+    assert not headers.problems(recipe, headers.source(headers.linear("x", 4, 4)))
+
+
+def test_names_by_entry_point(headers: ModuleType, install: Install) -> None:
+    document = {
+        "kind": "names",
+        "version": 1,
+        "name": "acme",
+        "names": [{"from": "x", "into": "y"}],
+    }
+    install("acme", "names", {"acme": "acme_n:X"}, acme_n=f"X = {document!r}")
+    assert "acme" in known_names()
+    recipe = headers.recipe(rules=["y"], target={"layout": "int8-scaled", "names": "acme"})
     assert not validate_value(recipe.to_json_value())
     assert not headers.problems(recipe, headers.source(headers.linear("x", 4, 4)))
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.layout_writing import marker_of, marker_template
+from quantrecipe.schema.markers import marker_bytes
 from quantrecipe.schema.placement import encode_header, file_order
 from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import named_layout
+from quantrecipe.schema.schemes import Hadamard
 from quantrecipe.schema.tensors import OutputTensor, SourceFileInfo, SourcePart, TensorInfo
 
 INT8 = {"weight": {"format": "int8", "granularity": "channel"}}
@@ -35,14 +38,26 @@ def fp8(name: str, out: int, inn: int) -> list[OutputTensor]:
 
 
 def file(
-    path: str, tensors: Iterable[OutputTensor], metadata: Mapping[str, str] | None = None
+    path: str,
+    tensors: Iterable[OutputTensor],
+    metadata: Mapping[str, str] | None = None,
+    contents: Mapping[str, bytes] | None = None,
 ) -> SourceFileInfo:
-    """A file of these tensors, in the order given, as its header would describe it."""
+    """A file of these tensors, in the order given, as its header would describe it.
+
+    ``contents``: of those that are read along with headers, by name.
+    """
     infos: dict[str, TensorInfo] = {}
     offset = 0
     for each in tensors:
         infos[each.name] = TensorInfo(
-            each.name, each.dtype, each.shape, Path(path), offset, each.nbytes
+            each.name,
+            each.dtype,
+            each.shape,
+            Path(path),
+            offset,
+            each.nbytes,
+            (contents or {}).get(each.name),
         )
         offset += each.nbytes
     return SourceFileInfo(Path(path), path, offset, 0, "0" * 64, dict(metadata or {}), infos)
@@ -54,10 +69,28 @@ def part(name: str, *files: SourceFileInfo) -> SourcePart:
 
 
 def source(
-    *tensors: OutputTensor, name: str = "model", metadata: Mapping[str, str] | None = None
+    *tensors: OutputTensor,
+    name: str = "model",
+    metadata: Mapping[str, str] | None = None,
+    contents: Mapping[str, bytes] | None = None,
 ) -> SourcePart:
     """A part with a file of its own."""
-    return part(name, file(f"{name}.safetensors", tensors, metadata))
+    return part(name, file(f"{name}.safetensors", tensors, metadata, contents))
+
+
+def marker(
+    target: Layout,
+    weight: Any,
+    shape: tuple[int, int],
+    outputs: Mapping[str, OutputTensor],
+    rotation: Hadamard | None = None,
+) -> dict[str, bytes]:
+    """What the marker of a module holds, if it has one, by its name."""
+    template = marker_template(target, weight)
+    if template is None:
+        return {}
+    said = marker_of(template, weight, shape, rotation=rotation, decoded="bfloat16")
+    return {outputs["marker"].name: marker_bytes(said, template.length, 0.25)}
 
 
 def shared(names: Sequence[str], *tensors: OutputTensor) -> list[SourcePart]:

@@ -629,6 +629,92 @@ ROTATION = [
     ),
 ]
 
+# Names
+
+ROWS = rough(95, 6, 4)
+Q, K, V = (tensor("bfloat16", ROWS.rows[start : start + 2]) for start in (0, 2, 4))
+KV = tensor("bfloat16", ROWS.rows[2:])
+FP8_QK = codes(E4M3, [*FP8_ROWS, *FP8_ROWS])
+
+NAMES = [
+    Case(
+        "names-split",
+        "rows of one module become three",
+        "The rows of qkv are cut into three equal parts, in the order of the names, and out is "
+        "called to_out.0. Rules speak of the new names.",
+        (
+            *(Linear(f"a.to_{name}", rows) for name, rows in (("q", Q), ("k", K), ("v", V))),
+            Linear("a.to_out.0", rough(96, 2, 4), tensor("bfloat16", [0.5, -1.0])),
+        ),
+        apart={
+            "a.qkv.weight": ROWS,
+            "a.out.weight": rough(96, 2, 4),
+            "a.out.bias": tensor("bfloat16", [0.5, -1.0]),
+        },
+        target={
+            "layout": "int8-scaled",
+            "names": [
+                {"from": "*.qkv", "into": ["*.to_q", "*.to_k", "*.to_v"]},
+                {"from": "*.out", "into": "*.to_out.0"},
+            ],
+        },
+    ),
+    Case(
+        "names-merged",
+        "rows of two modules become one",
+        "The rows of q, then those of kv, as if they had been one weight; biases likewise. Pieces "
+        "may differ in their number of rows.",
+        (
+            Linear(
+                "a.qkv",
+                ROWS,
+                tensor("bfloat16", [0.5, -1.0, 2.0, 0.25, -0.5, 8.0]),
+                activation=True,
+                inputs=(noise(97, 2, 4),),
+            ),
+        ),
+        apart={
+            "a.kv.weight": KV,
+            "a.kv.bias": tensor("bfloat16", [2.0, 0.25, -0.5, 8.0]),
+            "a.q.weight": Q,
+            "a.q.bias": tensor("bfloat16", [0.5, -1.0]),
+        },
+        target={
+            "layout": "int8-scaled",
+            "names": [{"from": ["*.q", "*.kv"], "into": "*.qkv"}],
+        },
+    ),
+    Case(
+        "names-merged-tensor-scales",
+        "pieces with one scale each",
+        "Passed on as they are, they are one module with a scale for each row: that of its piece.",
+        (
+            Linear(
+                "qk",
+                FP8_QK,
+                None,
+                tensor("float32", [[0.0123], [0.0123], [3.3], [3.3]]),
+                Spec(E4M3),
+                spec=None,
+            ),
+            Linear("o", rough(98, 2, 4), spec=Spec(E4M3)),
+        ),
+        apart={
+            "q.weight": codes(E4M3, FP8_ROWS),
+            "q.weight_scale": tensor("float32", 0.0123),
+            "k.weight": codes(E4M3, FP8_ROWS),
+            "k.weight_scale": tensor("float32", 3.3),
+            "o.weight": rough(98, 2, 4),
+        },
+        source="fp8-scaled",
+        target={
+            "layout": "quantrecipe",
+            "names": [{"from": ["q", "k"], "into": "qk"}],
+            "passthrough_dtype": "keep",
+        },
+    ),
+]
+
 # Parts and files
 
 
@@ -975,6 +1061,7 @@ FAMILIES: dict[str, list[Json]] = {
     "sources": [case.as_json() for case in SOURCES],
     "smoothing": [case.as_json() for case in SMOOTHING],
     "rotation": [case.as_json() for case in ROTATION],
+    "names": [case.as_json() for case in NAMES],
     "parts": PARTS,
     "refusals": REFUSALS,
 }

@@ -296,7 +296,12 @@ def recipe(linears: Iterable[Linear], source: Any, target: Any, **fields: Any) -
 
 @dataclass(frozen=True)
 class Case:
-    """A conversion of one part into one file, and what becomes of it."""
+    """A conversion of one part into one file, and what becomes of it.
+
+    Attributes:
+        linears: the modules of the target, and of the source unless it is ``apart``.
+        apart: the source's tensors, where it has the rows of modules under other names.
+    """
 
     id: str
     title: str
@@ -306,11 +311,12 @@ class Case:
     target: Any = "int8-scaled"
     others: Mapping[str, Tensor] = field(default_factory=dict)
     markers: Mapping[str, Tensor] = field(default_factory=dict)
+    apart: Mapping[str, Tensor] = field(default_factory=dict)
     fields: Json = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("float32",)
 
     def as_json(self) -> Json:
-        source = merged(linear.source() for linear in self.linears)
+        source = self.apart or merged(linear.source() for linear in self.linears)
         stored = merged(linear.stored(layout_name(self.target), "model") for linear in self.linears)
         found = heading(self) | {
             "recipe": recipe(self.linears, self.source, self.target, **self.fields),

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from quantrecipe.schema.layout_names import new_names
 from quantrecipe.schema.patterns import Patterns
 from quantrecipe.schema.problems import InvalidInput, Problem, closest, did_you_mean
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.registry import resolve_layout
+from quantrecipe.schema.registry import resolve_names
+from quantrecipe.schema.renaming import new_names
 from quantrecipe.schema.schemes import PlainWeight
 
 _LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
@@ -76,7 +76,7 @@ def by_patterns(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Modul
 def by_recipe(model: nn.Module, recipe: Recipe, part: str) -> dict[str, nn.Module]:
     """The modules of ``linears`` that a recipe quantizes or protects in a part.
 
-    The model may call them as the source does, or as the target's layout does.
+    The model may call them as the source does, or as ``target.names`` does.
 
     Raises:
         InvalidInput: the recipe has no such part, or takes no module of this model.
@@ -84,10 +84,10 @@ def by_recipe(model: nn.Module, recipe: Recipe, part: str) -> dict[str, nn.Modul
     if part not in recipe.source.parts:
         hint = did_you_mean(part, list(recipe.source.parts))
         raise InvalidInput(Problem("unknown-part", f"the recipe has no part {part!r}", hint))
-    layout, entries = resolve_layout(recipe.target.layout), list(_entries(recipe, part))
+    renaming, entries = resolve_names(recipe.target.names), list(_entries(recipe, part))
     found = {}
     for name, module in linears(model).items():
-        names = (name, *new_names(name, layout))
+        names = (name, *new_names(name, renaming))
         if any(_is_measured(each, entries) for each in names):
             found[name] = module
     if not found:

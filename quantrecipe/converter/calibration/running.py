@@ -13,9 +13,9 @@ from quantrecipe.converter.calibration.folding import check_folds, copied
 from quantrecipe.converter.calibration.measurements import Measurements
 from quantrecipe.converter.calibration.observing import Timestep, bins_of, observe
 from quantrecipe.schema.folds import fold_digest
-from quantrecipe.schema.layout_names import captured
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recipe import Fold, Recipe
+from quantrecipe.schema.renaming import captured
 
 _PROVE: Final = "Call calibration.prove_folds(model, run, part), where run() calls the model."
 

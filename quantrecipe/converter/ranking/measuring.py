@@ -12,6 +12,7 @@ from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter.activations import as_quantized, prepared
 from quantrecipe.converter.buffers import Buffers, target_views
 from quantrecipe.converter.calibration import ModuleStatistics
+from quantrecipe.converter.given_scales import GivenScales
 from quantrecipe.converter.protocol import DEFAULT_BLOCK_BYTES, Progress, silent
 from quantrecipe.converter.ranking.noise import Powers, WeightColumns
 from quantrecipe.converter.refusals import naming
@@ -66,9 +67,10 @@ def measure(
         InvalidInput: a number of the source is none, or a scale is too large.
     """
     assert not isinstance(module.weight, PlainWeight)
-    work = _Work(module, module.weight, SourceRows(module.source, reader, buffers), buffers)
+    rows = SourceRows(module.source, reader, buffers)
+    work = _Work(module, module.weight, rows, buffers)
     transform = block_transform(
-        module.source.weight,
+        rows.format,
         module.weight,
         rotation=module.rotation,
         prefer_compiled=compiled,
@@ -121,12 +123,12 @@ class _Work:
         """First row, row after the last, smoothed and rotated weight, what stands for it."""
         source, weight = self.module.source, self.weight
         info, fmt = source.tensors["weight"], get_format(weight)
-        whole = weight.granularity == "tensor"
-        given = self._tensor_scale(transform, factors) if whole else None
+        given = self._given(transform, factors) if weight.scales_together else None
         for start, stop in self._ranges():
             shape = (stop - start, source.in_features)
             codes_in, scales_in, zeros_in = self.rows.stored(start, stop)
-            codes, scale, zeros = target_views(self.buffers, weight, shape, given)
+            decoding, encoding = (None, None) if given is None else given.rows(start, stop)
+            codes, scale, zeros = target_views(self.buffers, weight, shape, decoding)
             with naming(info, start, start // fmt.row_multiple(weight)):
                 transform(
                     codes_in,
@@ -137,24 +139,24 @@ class _Work:
                     importance,
                     zeros_in=zeros_in,
                     zeros_out=zeros,
+                    encode_scales=encoding,
                 )
-                wanted = dequantize(codes_in, scales_in, source.weight, zero_point=zeros_in)
+                wanted = dequantize(codes_in, scales_in, self.rows.format, zero_point=zeros_in)
             if factors is not None:
                 wanted = wanted * factors
             if self.module.rotation is not None:
                 wanted = rotate_(wanted.clone(), self.module.rotation.size)
             yield start, stop, wanted, dequantize(codes, scale, weight, zero_point=zeros)
 
-    def _tensor_scale(self, transform: BlockTransform, factors: Tensor | None) -> Tensor:
+    def _given(self, transform: BlockTransform, factors: Tensor | None) -> GivenScales:
         info = self.module.source.tensors["weight"]
-        largest = torch.zeros(1, 1)
+        maxima = []
         for start, stop in self._ranges():
             with naming(info, start):
                 codes, scales, zeros = self.rows.stored(start, stop)
-                found = transform.absmax(codes, scales, factors, zeros_in=zeros)
-            largest = torch.maximum(largest, found)
+                maxima.append(transform.absmax(codes, scales, factors, zeros_in=zeros))
         with naming(info):
-            return get_format(self.weight).scales(largest, self.weight)
+            return GivenScales.of(maxima, self.weight)
 
 
 class _Kept:

@@ -237,10 +237,10 @@ class _Work:
         )
 
     def _inputs(self, module: PlannedModule) -> ModuleStatistics | None:
-        """What was measured; where a layout renames or splits a module, of the source's module."""
+        """What was measured, by its name or by that of a module of the source that it is of."""
         if self.statistics is None:
             return None
-        measured = measured_as(module, self.statistics)
+        measured = measured_as(module, self.statistics)[0]
         if measured not in self.statistics:
             return None
         return self._checked(module, self.statistics.module(*measured))

@@ -18,7 +18,7 @@ from quantrecipe.formats.packing import unpack, unpack_down
 from quantrecipe.loaders.kernels.arithmetic import dequantize_weight, turned
 from quantrecipe.loaders.kernels.call import LinearCall
 from quantrecipe.loaders.kernels.choosing import choose
-from quantrecipe.schema.packings import PACKINGS, Packing
+from quantrecipe.schema.storage import PACKINGS, Packing
 
 _PACKINGS: Final[Mapping[str, Packing]] = {str(name): each for name, each in PACKINGS.items()}
 _LIBRARY: Final = torch.library.Library("quantrecipe", "DEF")

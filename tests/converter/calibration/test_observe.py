@@ -27,7 +27,7 @@ from quantrecipe.converter.calibration import (
 from quantrecipe.schema.problems import InvalidInput, OutputError
 from quantrecipe.testing.conformance.files import read_tensors
 from tests.converter.calibration.test_sums import assert_alike
-from tests.converter.making import everything, parsed, recipe, save, save_statistics
+from tests.converter.making import parsed, recipe, save, save_statistics
 
 
 class Block(nn.Module):
@@ -441,12 +441,20 @@ def test_a_recipe_chooses() -> None:
         said(caught, kind)
 
 
-def test_a_recipe_for_a_layout_with_other_names() -> None:
+def test_a_recipe_with_other_names() -> None:
     """The model is called as the source is, and rules speak of the target's names."""
-    layout = everything()
-    layout["names"] = [{"from": "blocks.*", "into": ["layers.*.a", "layers.*.b"]}]
-    found = parsed(recipe(target=layout, rules=[{"modules": ["layers.1.b"], "scheme": "all"}]))
+    names = [{"from": "blocks.*", "into": ["layers.*.a", "layers.*.b"]}]
+    rules = [{"modules": ["layers.1.b"], "scheme": "all"}]
+    found = parsed(recipe(target_fields={"names": names}, rules=rules))
     assert observed(Mixed(), recipe=found) == ["blocks.1"]
+
+
+def test_a_recipe_whose_target_merges_what_is_observed() -> None:
+    names = [{"from": ["blocks.0", "blocks.1"], "into": "both"}]
+    found = parsed(
+        recipe(target_fields={"names": names}, rules=[{"modules": ["both"], "scheme": "all"}])
+    )
+    assert observed(Mixed(), recipe=found) == ["blocks.0", "blocks.1"]
 
 
 def test_modules_that_are_never_called(tmp_path: Path) -> None:

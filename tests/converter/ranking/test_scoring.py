@@ -279,12 +279,14 @@ def test_a_recipe_that_quantizes_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_the_target_renames_has_the_inputs_of_its_source(tmp_path: Path) -> None:
-    layout = everything() | {"names": [{"from": "a", "into": ["q", "k"]}]}
+    names = {"names": [{"from": "a", "into": ["q", "k"]}]}
     source = save(tmp_path / "m.safetensors", {"a.weight": torch.randn(8, IN)})
     statistics = save_observed(
         tmp_path / "s.safetensors", {("model", "a"): observed(torch.randn(5, IN))}
     )
-    found = rank(parsed(recipe(target=layout)), source, statistics=statistics)
+    found = rank(
+        parsed(recipe(target=everything(), target_fields=names)), source, statistics=statistics
+    )
     assert [(each.name, each.basis) for each in sorted(found.modules, key=lambda m: m.name)] == [
         ("k", "moments"),
         ("q", "moments"),

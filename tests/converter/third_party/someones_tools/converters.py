@@ -32,11 +32,11 @@ class NumPy:
             _write(job, "other", _read(job.reader, of.source)[start:stop])
             return None
         for role, part in job.unit.ranges().items():
-            if role == "bias" or of.copied:
+            if role == "bias" or of.carried:
                 first = part.position - of.outputs[role].offset
                 content = _read(job.reader, of.source.tensors[role])
                 _write(job, role, content[first : first + part.nbytes])
-        return None if of.copied else _module(job, of, start, stop)
+        return None if of.carried else _module(job, of, start, stop)
 
 
 def _module(job: Job, module: PlannedModule, start: int, stop: int) -> ErrorSums:

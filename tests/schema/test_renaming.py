@@ -1,7 +1,8 @@
-"""What a target layout calls the modules of a source: other names, and slices of rows."""
+"""What a target calls the modules of a source: other names, slices of rows, and rows together."""
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -10,33 +11,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantrecipe.schema.layout import Layout
-from quantrecipe.schema.layout_names import renamed
 from quantrecipe.schema.layout_reading import PartContents, read_part
+from quantrecipe.schema.names import NameMapping
 from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.registry import named_layout
+from quantrecipe.schema.renaming import renamed
 
 SPLIT = {
     "from": "layers.*.attention.qkv",
     "into": [f"layers.*.attention.to_{which}" for which in "qkv"],
 }
-RENAME = {"from": "layers.*.attention.o", "into": ["layers.*.attention.to_out.0"]}
+RENAME = {"from": "layers.*.attention.o", "into": "layers.*.attention.to_out.0"}
+
+
+def mappings(*names: Any) -> tuple[NameMapping, ...]:
+    return tuple(NameMapping.model_validate_json(json.dumps(each)) for each in names)
 
 
 class Namer:
-    """Reads tensors as a source, and calls them as a layout with these names does."""
+    """Reads tensors as a source, and calls them by these names."""
 
     def __init__(self, headers: ModuleType) -> None:
         self.headers = headers
 
-    def layout(self, *names: Any) -> Layout:
-        found: Layout = self.headers.parsed(self.headers.layout(names=list(names)))
-        return found
-
     def __call__(self, tensors: Any, *names: Any, source: str = "plain") -> PartContents:
         part = self.headers.source(*tensors)
-        return renamed(read_part(named_layout(source), part), self.layout(*names))
+        return renamed(read_part(named_layout(source), part), mappings(*names))
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +58,8 @@ def test_slices_lie_one_after_the_other_where_the_whole_does(
     tensors += [named.headers.tensor("a.qkv.bias", "bfloat16", rows * pieces)]
     whole = {tensor.name: tensor for tensor in tensors}
     into = [f"*.p{index}" for index in range(pieces)]
-    contents = named(tensors, {"from": "*.qkv", "into": into}, source="fp8-scaled")
+    names = {"from": "*.qkv", "into": into if pieces > 1 else into[0]}
+    contents = named(tensors, names, source="fp8-scaled")
     assert not contents.problems
     assert list(contents.modules) == [f"a.p{index}" for index in range(pieces)]
     roles = {"weight": "a.qkv.weight", "weight_scale": "a.qkv.weight_scale", "bias": "a.qkv.bias"}
@@ -70,7 +72,7 @@ def test_slices_lie_one_after_the_other_where_the_whole_does(
         assert {one.shape for one in slices} == {(rows, *whole[name].shape[1:])}
     for module in contents.modules.values():
         assert (module.out_features, module.in_features) == (rows, columns)
-        assert module.renamed_from == "a.qkv"
+        assert module.renamed_from == ("a.qkv",)
 
 
 def test_names_are_carried_over_segment_by_segment(named: Namer) -> None:
@@ -85,25 +87,25 @@ def test_names_are_carried_over_segment_by_segment(named: Namer) -> None:
         *(f"layers.x.attention.to_{which}" for which in "kqv"),
         "x.layers.0.attention.qkv",
     ]
-    assert contents.modules["end"].renamed_from is None
+    assert contents.modules["end"].renamed_from == ()
     assert contents.renamed["layers.1.attention.o"] == ("layers.1.attention.to_out.0",)
 
 
 def test_wildcards_keep_their_order(named: Namer) -> None:
     tensors = [named.headers.linear("a.b.c", 2, 2)]
-    contents = named(tensors, {"from": "*.*.c", "into": ["x.*.y.*"]})
+    contents = named(tensors, {"from": "*.*.c", "into": "x.*.y.*"})
     assert list(contents.modules) == ["x.a.y.b"]
 
 
 def test_the_first_entry_that_fits_counts(named: Namer) -> None:
     tensors = [named.headers.linear(name, 2, 2) for name in ("a.b", "a.c")]
-    names = [{"from": "a.b", "into": ["first"]}, {"from": "a.*", "into": ["second.*"]}]
+    names = [{"from": "a.b", "into": "first"}, {"from": "a.*", "into": "second.*"}]
     assert list(named(tensors, *names).modules) == ["first", "second.c"]
 
 
 def test_names_may_change_places(named: Namer) -> None:
     tensors = [named.headers.linear("a", 2, 3), named.headers.linear("b", 4, 5)]
-    contents = named(tensors, {"from": "a", "into": ["b"]}, {"from": "b", "into": ["a"]})
+    contents = named(tensors, {"from": "a", "into": "b"}, {"from": "b", "into": "a"})
     assert not contents.problems
     assert {name: m.out_features for name, m in contents.modules.items()} == {"a": 4, "b": 2}
 
@@ -124,7 +126,7 @@ def test_other_tensors_go_with_their_owner_or_by_their_own_name(named: Namer) ->
         headers.tensor("table", "bfloat16", 4),
         headers.tensor("norm.weight", "bfloat16", 4),
     ]
-    names = [{"from": "old.*", "into": ["new.*"]}, {"from": "table", "into": ["a.table"]}]
+    names = [{"from": "old.*", "into": "new.*"}, {"from": "table", "into": "a.table"}]
     assert list(named(tensors, *names).others) == ["a.table", "new.norm.weight", "norm.weight"]
 
 
@@ -190,7 +192,7 @@ def test_a_name_that_is_there_already_is_an_error(named: Namer, both: str) -> No
     tensors = [headers.linear("old", 2, 2), headers.linear("new", 2, 2)]
     if both == "others":
         tensors = [headers.tensor(f"{name}.weight", "bfloat16", 2) for name in ("old", "new")]
-    problem = only(named(tensors, {"from": "old", "into": ["new"]}).problems)
+    problem = only(named(tensors, {"from": "old", "into": "new"}).problems)
     assert problem.kind == "name-conflict"
     assert "'old" in problem.message
     assert "'new" in problem.message
@@ -198,8 +200,8 @@ def test_a_name_that_is_there_already_is_an_error(named: Namer, both: str) -> No
 
 def test_rules_speak_of_the_new_names(headers: ModuleType) -> None:
     tensors = [headers.linear("layers.0.attention.qkv", 6, 4), headers.linear("x", 2, 2)]
-    target = headers.layout(names=[SPLIT])
-    recipe = headers.recipe(rules=["layers.*.attention.to_{q,k,v}"], target={"layout": target})
+    target = {"layout": "int8-scaled", "names": [SPLIT]}
+    recipe = headers.recipe(rules=["layers.*.attention.to_{q,k,v}"], target=target)
     plan = make_plan(recipe, [headers.source(*tensors)])
     taken = {m.name: m.outputs["weight"].shape for m in plan.modules if m.scheme is not None}
     assert taken == {f"layers.0.attention.to_{which}": (2, 4) for which in "qkv"}
@@ -208,26 +210,20 @@ def test_rules_speak_of_the_new_names(headers: ModuleType) -> None:
 
 def test_a_pattern_for_an_old_name_is_told_the_new_ones(headers: ModuleType) -> None:
     tensors = [headers.linear("layers.0.attention.qkv", 6, 4), headers.linear("x", 2, 2)]
-    target = headers.layout(names=[SPLIT])
-    recipe = headers.recipe(rules=["x", "layers.*.attention.qkv"], target={"layout": target})
+    target = {"layout": "int8-scaled", "names": [SPLIT]}
+    recipe = headers.recipe(rules=["x", "layers.*.attention.qkv"], target=target)
     problem = only(headers.problems(recipe, headers.source(*tensors)))
     assert (problem.kind, problem.pointer) == ("takes-nothing", "/rules/1/modules/0")
     assert problem.hint == (
-        "The target layout calls 'layers.0.attention.qkv' 'layers.0.attention.to_q' and "
-        "'layers.0.attention.to_k' and 'layers.0.attention.to_v', and patterns speak of its names."
+        "target.names calls 'layers.0.attention.qkv' 'layers.0.attention.to_q' and "
+        "'layers.0.attention.to_k' and 'layers.0.attention.to_v', and patterns speak of the new "
+        "names."
     )
 
 
 def test_a_split_that_is_refused_is_told_once(headers: ModuleType) -> None:
-    target = headers.layout(names=[{"from": "qkv", "into": ["q", "k", "v"]}])
-    recipe = headers.recipe(rules=["q", "k", "v"], target={"layout": target})
+    names = [{"from": "qkv", "into": ["q", "k", "v"]}]
+    target = {"layout": "int8-scaled", "names": names}
+    recipe = headers.recipe(rules=["q", "k", "v"], target=target)
     problem = only(headers.problems(recipe, headers.source(headers.linear("qkv", 7, 4))))
     assert problem.kind == "cannot-split"
-
-
-def test_reading_a_layout_with_names_renames_nothing(headers: ModuleType) -> None:
-    layout = headers.parsed(headers.layout(names=[{"from": "a", "into": ["b"]}]))
-    assert list(read_part(layout, headers.source(headers.linear("a", 2, 2))).modules) == ["a"]
-    recipe = headers.recipe(source={"layout": headers.layout(names=[RENAME])})
-    plan = make_plan(recipe, [headers.source(headers.linear("a", 2, 2))])
-    assert [module.name for module in plan.modules] == ["a"]
