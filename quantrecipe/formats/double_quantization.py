@@ -6,7 +6,7 @@ equal steps over [0.1, 1]. Every byte is that of bitsandbytes on a CPU with one 
 
 * the mean is a float32 sum in the order of torch's (``_sum``), whatever the number of threads;
 * a number is multiplied by the reciprocal of the largest of its 256, and its code is that of the
-  nearest of 65,536 equal steps over [-1, 1] (``_nearest``), so that numbers within 2^-17 of the
+  nearest of 65,536 equal steps over [-1, 1] (``_nearest``), so that numbers within 2^-16 of the
   middle between two codes may get either. Where there is nothing but zeros, the code is 0.
 
 Numbers are ``(map[code] * maximum) + mean``.

@@ -3,7 +3,8 @@
 The scale of a row is its absolute maximum, ``code = clamp(rint(weight * (127 * (1 / scale))))`` and
 ``weight = (code * scale) * (1 / 127)``, step by step in float32: the bits of bitsandbytes, for
 weights of any dtype, where its factor is a number. It is none for a row of zeros, which has codes 0
-here, nor below ``2^-121``; here the factor of scales below ``2^-120`` is that of ``2^-120``.
+here, nor below ``2^-121``; here the factor of scales below ``2^-120`` is that of ``2^-120``. Scales
+above ``2^128 / 127`` are refused: codes times them, the first step back, are beyond float32.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quantrecipe.formats.int8 import Int8Format
+from quantrecipe.formats.refusals import ScaleOutOfRange, first_index
 from quantrecipe.schema.schemes import ScaledWeight
 
 _LARGEST: Final = 127.0
@@ -24,10 +26,17 @@ class LlmInt8Format(Int8Format):
     """LLM.int8() codes; a source may hold -128, which is read as -128 and never written."""
 
     name = "llm_int8"
-    # -128 / 127.
-    _largest_level = 1.01
+    # On the way; what comes out of it is no larger than the scale.
+    _largest_level = 128.0
 
     def scales(self, amax: Tensor, spec: ScaledWeight) -> Tensor:
+        index = first_index(torch.isinf(amax * amax.new_full((), _LARGEST)))
+        if index is not None:
+            raise ScaleOutOfRange(
+                f"scale {float(amax[index])!r}, which codes up to 127 multiply first, is too large "
+                "for float32",
+                index,
+            )
         return amax.clone()
 
     def levels(self, codes: Tensor, zero_point: Tensor | None, group: tuple[int, int]) -> Tensor:

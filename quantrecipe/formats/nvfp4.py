@@ -6,7 +6,7 @@ and multiplied by: the numbers of comfy-kitchen. A block whose fp8 scale is 0 ha
 weight of zeros has 1 as its scale over all, and none is below the smallest normal float32.
 
 compressed-tensors stores ``1 / (scale over all)``, as a divisor, and divides by it: its float32
-scales are within 2^-23 of these. Where a block scale would be 0 it stores 0.125.
+scales are within 2^-22 of these. Where a block scale would be 0 it stores 0.125.
 """
 
 from __future__ import annotations

@@ -71,10 +71,19 @@ class Kit:
 
     @classmethod
     def cases(
-        cls, *, formats: Sequence[str] | None = None, moderate: bool = False
+        cls,
+        *,
+        formats: Sequence[str] | None = None,
+        moderate: bool = False,
+        two_levels: bool = False,
     ) -> SearchStrategy[tuple[Tensor, ScaledWeight]]:
-        """Weights and specs of ``formats``: unless said otherwise, those of a byte."""
+        """Weights and specs of ``formats``: unless said otherwise, those of a byte.
+
+        Those whose scales have two levels are left out unless they are asked for.
+        """
         specs = strategies.weight_specs(formats=formats or cls.formats)
+        if not two_levels:
+            specs = specs.filter(lambda spec: not getattr(spec, "has_two_levels", False))
         return strategies.quantizable(specs, moderate=moderate)
 
 

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ class Float8:
 
 
 FLOAT8 = {"float8_e4m3fn": Float8(4, 3, 0x7F), "float8_e5m2": Float8(5, 2, 0x7C)}
+E2M1 = Float8(2, 1, 8)
 
 
 def largest_code(name: str) -> float:
@@ -138,7 +141,7 @@ def encode(weight: Floats, scale: Floats, name: str) -> Codes:
     return round_float8(ratio, FLOAT8[name])
 
 
-def round_float8(ratio: Floats, kind: Float8) -> Codes:
+def round_float8(ratio: NDArray[Any], kind: Float8, sign: int = 0x80) -> Codes:
     """The nearest finite code; of two equally near, the even one; the sign is kept."""
     values = kind.values
     magnitude = np.minimum(np.abs(ratio.astype(np.float64)), values[-1])
@@ -147,7 +150,7 @@ def round_float8(ratio: Floats, kind: Float8) -> Codes:
     up, down = values[above] - magnitude, magnitude - values[below]
     even = np.where(above % 2 == 0, above, below)
     code = np.where(up < down, above, np.where(down < up, below, even))
-    signed: Codes = (code + np.where(np.signbit(ratio), 0x80, 0)).astype(np.uint8)
+    signed: Codes = (code + np.where(np.signbit(ratio), sign, 0)).astype(np.uint8)
     return signed
 
 
@@ -164,6 +167,64 @@ def code_values(codes: Codes, name: str) -> Floats:
         return codes.view(np.int8).astype(np.float32)
     magnitude = FLOAT8[name].values[codes & 0x7F]
     values: Floats = np.where(codes & 0x80, -magnitude, magnitude).astype(np.float32)
+    return values
+
+
+def power_of_two(amax: float, largest: float, floor: bool) -> float:
+    """The scale of an MX block, from exact arithmetic."""
+    if amax == 0:
+        return 2.0**-127
+    exponent = int(np.frexp(amax)[1]) - int(np.frexp(largest)[1])
+    if not floor and Fraction(amax) > Fraction(largest) * Fraction(2) ** exponent:
+        exponent += 1
+    return float(2.0 ** min(max(exponent, -127), 127))
+
+
+def blocks(weight: Floats, width: int) -> Floats:
+    """``[rows, groups, width]``."""
+    return weight.reshape(len(weight), -1, width)
+
+
+def mx(weight: Floats, name: str, floor: bool) -> tuple[Floats, Codes, Floats]:
+    """Scales ``[rows, groups, 1]``, codes and values ``[rows, groups, 32]`` of mxfp8 or mxfp4."""
+    kind, sign = (FLOAT8["float8_e4m3fn"], 0x80) if name == "mxfp8" else (E2M1, 8)
+    w = blocks(weight, 32)
+    largest = float(kind.values[-1])
+    powers = [power_of_two(float(a), largest, floor) for a in np.abs(w).max(2).flat]
+    scale = np.array(powers, np.float32).reshape(w.shape[0], -1, 1)
+    # In float64, where dividing by a power of two rounds nothing.
+    codes = round_float8(w.astype(np.float64) / scale, kind, sign)
+    return scale, codes, _times(codes, kind, sign, scale)
+
+
+def nvfp4(weight: Floats) -> tuple[np.float32, Codes, Floats, Codes, Floats]:
+    """The scale over all; bytes of block scales; both multiplied; codes; values."""
+    w = blocks(weight, 16)
+    amax = np.abs(w).max(2)
+    over_all = np.float32(1)
+    if amax.max() > 0:
+        over_all = max(amax.max() / np.float32(2688), np.float32(2.0**-126))
+    wanted = np.minimum(amax / np.float32(6) / over_all, np.float32(448))
+    stored = round_float8(wanted, FLOAT8["float8_e4m3fn"])
+    scale = (FLOAT8["float8_e4m3fn"].values[stored].astype(np.float32) * over_all)[:, :, None]
+    ratio = np.divide(w, scale, out=np.zeros_like(w), where=scale > 0)
+    codes = round_float8(ratio, E2M1, 8)
+    return over_all, stored, scale, codes, _times(codes, E2M1, 8, scale)
+
+
+def llm_int8(weight: Floats) -> tuple[Floats, Codes, Floats]:
+    """Row maxima, code bytes and values."""
+    scale = np.abs(weight).max(1, keepdims=True)
+    factor = (np.float32(1) / np.maximum(scale, np.float32(2.0**-120))) * np.float32(127)
+    codes = np.clip(np.rint(weight * factor), -127, 127).astype(np.int8)
+    values: Floats = (codes.astype(np.float32) * scale) * np.float32(1 / 127)
+    return scale, codes.view(np.uint8), values
+
+
+def _times(codes: Codes, kind: Float8, sign: int, scale: Floats) -> Floats:
+    magnitude = kind.values[codes & (sign - 1)].astype(np.float32)
+    with np.errstate(under="ignore"):
+        values: Floats = np.where(codes & sign, -magnitude, magnitude) * scale
     return values
 
 
@@ -236,6 +297,37 @@ def golden_clip_search() -> dict[str, Any]:
     return {"shape": list(weight.shape), "weight": weight.tobytes().hex(), "cases": cases}
 
 
+def golden_blocks() -> dict[str, Any]:
+    """Formats of blocks of their own, for a weight with ties, zeros and an outlier."""
+    random = np.random.default_rng(11)
+    weight = (random.standard_normal((4, 64)) * 0.02).astype(np.float32)
+    weight[0] = np.float32(2.0**-9) * np.array([*np.arange(-31, 32) / 4, 7])
+    weight[1, 16:48] = 0
+    weight[2, 40] = 3
+    cases = []
+    for name, quantizer in itertools.product(("mxfp8", "mxfp4"), ("absmax", "ocp-floor")):
+        scale, codes, values = mx(weight, name, quantizer == "ocp-floor")
+        spec = {"format": name, "granularity": "group", "quantizer": {"kind": quantizer}}
+        exponents = (scale.view(np.uint32) >> 23).astype(np.uint8)
+        cases.append(_block_case(spec, exponents.tobytes(), codes, values))
+    over_all, stored, _, codes, values = nvfp4(weight)
+    case = _block_case({"format": "nvfp4", "granularity": "group"}, stored.tobytes(), codes, values)
+    cases.append(case | {"second": over_all.astype("<f4").tobytes().hex()})
+    maxima, codes, values = llm_int8(weight)
+    spec = {"format": "llm_int8", "granularity": "channel"}
+    cases.append(_block_case(spec, maxima.astype("<f4").tobytes(), codes, values))
+    return {"shape": list(weight.shape), "weight": weight.tobytes().hex(), "cases": cases}
+
+
+def _block_case(spec: dict[str, Any], scale: bytes, codes: Codes, values: Floats) -> dict[str, Any]:
+    return {
+        "spec": spec,
+        "scale": scale.hex(),
+        "codes": codes.tobytes().hex(),
+        "decoded": values.astype("<f4").tobytes().hex(),
+    }
+
+
 def golden_plain() -> dict[str, Any]:
     """float32 in every plain dtype."""
     weight = _golden_weight()
@@ -253,6 +345,7 @@ def main() -> None:
     for name in ("int8", *FLOAT8):
         _write(name, golden(name))
     _write("clip_search", golden_clip_search())
+    _write("blocks", golden_blocks())
     _write("plain", golden_plain())
 
 
