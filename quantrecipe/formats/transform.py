@@ -4,7 +4,8 @@ Two implementations give the same codes, scales and refusals, bit for bit. The p
 steps of ``WeightFormat`` in torch, one after the other, on any device. The compiled one (extra
 ``fast``) takes them all in one pass over each row, on the CPU; it is tested against the plain one,
 and hands over to it whatever it does not take: a block with a number that must be refused, a
-tensor of another device. Sums of errors have one order too (``error.sums_of_squares``).
+tensor of another device. For scales of short runs in a row (``blockwise``) it is only measuring and
+encoding that are compiled. Sums of errors have one order too (``error.sums_of_squares``).
 """
 
 from __future__ import annotations

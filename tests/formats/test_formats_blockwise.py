@@ -22,6 +22,7 @@ from quantrecipe.formats import (
 )
 from quantrecipe.formats.blockwise import BlockwiseTransform
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.proof import block_proof
 from quantrecipe.formats.transform import BlockTransform, PlainTransform, block_transform
 from quantrecipe.schema.schemes import (
     ClipSearch,
@@ -265,6 +266,22 @@ def test_columns_are_measured_as_in_the_plain_path() -> None:
     found = torch.zeros(64)
     block_transform(FLOAT32, TARGETS["nvfp4"]).column_absmax(weight, None, found)
     assert torch.equal(found, weight.abs().amax(0))
+
+
+@each_target
+def test_what_was_written_is_proven_and_a_flipped_bit_is_not(target: ScaledWeight) -> None:
+    weight = gaussian(40, 128)
+    stored = quantize(weight, target)
+    proof = block_proof(FLOAT32, target)  # type: ignore[arg-type]
+    assert stored.scale is not None
+    found = proof(weight, None, None, stored.codes, stored.scale, zeros=stored.zero_point)
+    assert found.broken == 0
+    assert 0.9 < found.of_bound <= 1
+    stored.codes.view(torch.uint8)[10, 3] ^= 4
+    found = proof(weight, None, None, stored.codes, stored.scale, zeros=stored.zero_point)
+    assert found.broken == 1
+    assert found.first is not None
+    assert (found.first.row, found.first.column) == (10, 3)
 
 
 @pytest.mark.parametrize("name", ["mxfp8", "nf4", "nvfp4"])
