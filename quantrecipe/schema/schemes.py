@@ -370,7 +370,7 @@ class Nf4(_Freely):
 
 
 class LlmInt8(ScaledWeight):
-    """int8 as LLM.int8() stores it (arXiv 2208.07339): the scale is the row's absolute maximum."""
+    """LLM.int8() (arXiv 2208.07339), one scale for each row: its absolute maximum."""
 
     format: Literal["llm_int8"]
     """Signed 8-bit codes in [-127, 127]; ``w = code * scale * (1 / 127)``."""
@@ -420,14 +420,14 @@ class _Mx(ScaledWeight):
 
 
 class MxFp8(_Mx):
-    """mxfp8: fp8 codes, a power of two for each 32 of a row."""
+    """mxfp8, one power of two for each run of 32 input columns in a row."""
 
     format: Literal["mxfp8"]
     """8-bit floating-point codes (e4m3), clamped to the largest finite value before the cast."""
 
 
 class MxFp4(_Mx):
-    """mxfp4: fp4 codes, a power of two for each 32 of a row."""
+    """mxfp4, one power of two for each run of 32 input columns in a row."""
 
     format: Literal["mxfp4"]
     """Codes 0 to 15: sign, two bits of exponent, one of mantissa (e2m1), up to 6."""
@@ -438,7 +438,7 @@ class MxFp4(_Mx):
 
 
 class NvFp4(ScaledWeight):
-    """nvfp4: fp4 codes, an fp8 scale for each 16 of a row, and a float32 scale over all of them."""
+    """nvfp4, one fp8 scale for each run of 16 input columns in a row, times one for the weight."""
 
     format: Literal["nvfp4"]
     """Codes 0 to 15: sign, two bits of exponent, one of mantissa (e2m1), up to 6."""
@@ -480,7 +480,7 @@ _RECORDS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
 
 
 class GgmlRecords(ScaledWeight):
-    """A format of ggml: records that hold codes and their scales."""
+    """A format of ggml, scales inside records of 32 or 256 numbers of a row."""
 
     format: RecordFormatName
     """Which: ``q8_0`` and ``q4_0`` have 32 numbers in a record, ``q4_k`` and ``q6_k`` 256."""

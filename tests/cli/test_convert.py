@@ -372,7 +372,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], list[str], list[str]]] = {
     "two files and no index": (
         two_files,
         ["recipe.json", "two"],
-        ["2 safetensors files and no index: x.safetensors, y.safetensors", "source.parts"],
+        ["2 files of weights and no index: x.safetensors, y.safetensors", "source.parts"],
     ),
     "no safetensors": (
         lambda: Path("x.safetensors").write_text("hello world, this is none"),

@@ -521,16 +521,11 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def gguf(path: Path) -> None:
-    path.write_bytes(b"GGUF" + bytes(64))
-
-
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
         (unscaled, "unknown-layout"),
         (truncated, "truncated-file"),
-        (gguf, "unknown-layout"),
         (lambda path: None, "missing-source"),
     ],
 )

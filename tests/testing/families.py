@@ -502,7 +502,8 @@ SOURCES += [
     Case(
         "source-int8",
         "an int8 source, -128 among its codes",
-        "-128 is read as -128, and never written.",
+        "-128 is read as -128, and never written: with one scale for the whole weight, codes are "
+        "chosen anew.",
         (
             Linear(
                 "a",
@@ -510,6 +511,7 @@ SOURCES += [
                 None,
                 tensor("float32", [[0.01], [0.02]]),
                 Spec("int8"),
+                spec=Spec("int8", granularity="tensor"),
             ),
         ),
         source="int8-scaled",
