@@ -101,6 +101,38 @@ def test_wide_and_awkward_weights_give_the_bytes_of_the_cpu(
     assert result_of(convert(path, source, tmp_path / "gpu", device="cuda").out) == expected
 
 
+BLOCKS = {
+    "nf4": ("quantrecipe", {"granularity": "block", "block_size": 64}),
+    "nested nf4": ("quantrecipe", {"granularity": "block", "block_size": 64}),
+    "int4": ("quantrecipe", {"granularity": "group", "group_size": 64, "symmetric": False}),
+    "llm_int8": ("bitsandbytes", {"granularity": "channel"}),
+    "mxfp8": ("comfyui", {"granularity": "group"}),
+    "mxfp4": ("compressed-tensors", {"granularity": "group"}),
+    "nvfp4": ("comfyui", {"granularity": "group"}),
+    **{name: ("gguf", {"granularity": "block"}) for name in ("q8_0", "q4_0", "q4_k", "q6_k")},
+}
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", BLOCKS)
+def test_formats_by_block_give_the_bytes_of_the_cpu(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(5)
+    layout, fields = BLOCKS[name]
+    fmt = name.removeprefix("nested ")
+    weight = {"format": fmt, **fields}
+    if name.startswith("nested"):
+        weight["double_quantized"] = True
+    tensors = {
+        "a.weight": numbers(rng, 256, 1024).float(),
+        "b.weight": numbers(rng, 64, 512).bfloat16(),
+    }
+    source = save(tmp_path / "m.safetensors", tensors)
+    file = "model.gguf" if layout == "gguf" else "model.safetensors"
+    made = parsed(recipe(weight, target=layout, target_fields={"file": file}))
+    expected = result_of(convert(made, source, tmp_path / "cpu").out)
+    assert result_of(convert(made, source, tmp_path / "gpu", device="cuda").out) == expected
+
+
 @needs_cuda
 def test_a_number_that_is_none_is_named_as_on_the_cpu(tmp_path: Path) -> None:
     weight = torch.ones(9, 8)
