@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, get_args
 
 from quantrecipe.schema.dtypes import is_plain
@@ -33,7 +33,7 @@ from quantrecipe.schema.schemes import (
     ScaledFormatName,
     ScaledWeight,
 )
-from quantrecipe.schema.storage import AS_IT_IS, PACKINGS, Storage
+from quantrecipe.schema.storage import AS_IT_IS, PACKINGS, Storage, padded
 from quantrecipe.schema.stored_weights import (
     records,
     shape_of_constant,
@@ -198,6 +198,9 @@ class _Reading:
         tensors = self._found(name, info, templates)
         marked = self._marked(templates, name, tensors)
         shape = self._shape(templates.weight, info, marked)
+        holds = self.layout.holds.get(scaled)
+        if shape is not None and holds is not None and holds.multiples is not None:
+            shape = _without_filling(shape, holds.multiples[0], tensors)
         option = _Option(name, shape or (0, 0), tensors, marked=marked)
         if shape is not None:
             self._check_roles(name, templates, tensors, shape)
@@ -572,6 +575,28 @@ class _Reading:
         self.problems.append(
             Problem(kind, message, hint=hint, file=str(info.file), tensor=info.name)
         )
+
+
+def _without_filling(
+    shape: tuple[int, int], multiple: int, tensors: dict[str, TensorInfo]
+) -> tuple[int, int]:
+    """The shape of a weight less the rows that it was filled up with, where a bias shows them.
+
+    Rows lie one after the other, so the tensor of the weight becomes the first of them. Without a
+    bias they stay, and columns always do: zeros, and nothing in a file tells them from others.
+    """
+    bias, weight = tensors.get("bias"), tensors["weight"]
+    if bias is None or len(bias.shape) != 1:
+        return shape
+    rows, out_features = weight.shape[0], bias.shape[0]
+    if not 0 < out_features < rows or padded(out_features, multiple) != rows:
+        return shape
+    tensors["weight"] = replace(
+        weight,
+        shape=(out_features, *weight.shape[1:]),
+        nbytes=weight.nbytes // rows * out_features,
+    )
+    return out_features, shape[1]
 
 
 def codes_dtype(scaled: ScaledFormatName, template: CodesTemplate) -> str:

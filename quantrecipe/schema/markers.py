@@ -68,6 +68,7 @@ def read_marker(
             )
         found = content
     assert found is not None
+    found = _flat(found)
     values: dict[str, Any] = {}
     differs = _differs(template.json_object, found, values)
     if differs is not None:
@@ -197,6 +198,12 @@ def _layers(text: str) -> Mapping[str, Mapping[str, object]] | None:
         return None
     found = {name: said for name, said in layers.items() if isinstance(said, dict)}
     return found if len(found) == len(layers) else None
+
+
+def _flat(found: _Object) -> _Object:
+    """What an object says, at the top or in ``params``, as ComfyUI reads it."""
+    params = found.get("params")
+    return found if not isinstance(params, dict) else {**params, **found}
 
 
 def _literals_in(template: _Object, found: _Object) -> bool:

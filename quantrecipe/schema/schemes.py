@@ -460,6 +460,10 @@ class NvFp4(ScaledWeight):
         return "uint8"
 
     @property
+    def stored_scale_dtypes(self) -> tuple[str, ...]:
+        return ("float8_e4m3fn", "uint8")
+
+    @property
     def has_zero_scales(self) -> bool:
         return True
 

@@ -179,9 +179,10 @@ def _fields(
 ) -> dict[str, object] | None:
     """What the dtype and the shape of a scale say of a weight."""
     fields: dict[str, object] = {}
-    if issubclass(model, MxFp8 | MxFp4):
-        # Exponents, whatever the header calls them.
-        if scale.dtype not in ("float8_e8m0fnu", "uint8"):
+    if issubclass(model, MxFp8 | MxFp4 | NvFp4):
+        # What a header may call bytes.
+        own = "float8_e4m3fn" if issubclass(model, NvFp4) else "float8_e8m0fnu"
+        if scale.dtype not in (own, "uint8"):
             return None
     elif not issubclass(model, Nf4):
         fields["scale_dtype"] = scale.dtype
