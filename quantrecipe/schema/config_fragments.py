@@ -10,6 +10,7 @@ from quantrecipe.schema.compressed_tensors import compressed_tensors_config
 from quantrecipe.schema.foreign_configs import (
     bitsandbytes_config,
     int8_config,
+    mixed_bitsandbytes,
     sdnq_config,
     torchao_config,
 )
@@ -40,3 +41,15 @@ def config_fragment(layout: Layout, modules: Iterable[ConfiguredModule]) -> dict
     if layout.config is None:
         return None
     return _WRITERS[layout.config.quantization_config](modules)
+
+
+def config_refusal(layout: Layout, formats: Iterable[str]) -> tuple[str, str] | None:
+    """Why no ``quantization_config`` of a layout says these formats of one part, and what would.
+
+    Args:
+        layout: of the checkpoint.
+        formats: of the quantized weights of the part.
+    """
+    if layout.config is not None and layout.config.quantization_config == "bitsandbytes":
+        return mixed_bitsandbytes(formats)
+    return None

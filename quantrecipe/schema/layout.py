@@ -59,6 +59,8 @@ DimName = Literal[
     "scale_blocks",
     "padded_out",
     "padded_groups",
+    "tile_rows",
+    "tile_columns",
 ]
 
 
@@ -104,7 +106,8 @@ class CodesTemplate(TensorTemplate):
     layout's ``marker`` says how many out and in features there are."""
 
     grouped: bool = False
-    """Whether ``[out, groups, columns of a group]`` is read as well."""
+    """Whether codes with scales by group are ``[out, groups, columns of a group]``. A weight of one
+    group a row is stored by channel there."""
 
 
 class ScalesTemplate(TensorTemplate):
@@ -243,6 +246,10 @@ class ModuleTensors(Model):
 
     input_scale: TensorTemplate | None = None
     """A static activation scale. It is recognised when read; nothing here writes one."""
+
+    refused: tuple[ModuleTemplate, ...] = ()
+    """Tensors that change what a weight stands for and that nothing here applies: a module that has
+    one is refused."""
 
 
 class OtherTensors(Model):

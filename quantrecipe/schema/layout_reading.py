@@ -20,7 +20,7 @@ from quantrecipe.schema.layout import (
     TensorTemplate,
     ZeroPointsTemplate,
 )
-from quantrecipe.schema.markers import Marked, file_markers, read_marker
+from quantrecipe.schema.markers import Marked, file_markers, read_marker, weight_class
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.schemes import (
     CODE_DTYPES,
@@ -44,6 +44,12 @@ from quantrecipe.schema.tensors import SourcePart, TensorInfo
 
 SCALED_FORMATS: Final[tuple[ScaledFormatName, ...]] = get_args(ScaledFormatName)
 RECORD_FORMATS: Final[tuple[str, ...]] = get_args(RecordFormatName)
+_TORCHAO: Final[Mapping[str, str]] = {
+    "int8": "Int8Tensor",
+    "float8_e4m3fn": "Float8Tensor",
+    "nvfp4": "NVFP4Tensor",
+}
+"""Its class of a weight in each format; tensors of other classes have the same names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +208,7 @@ class _Reading:
         if shape is not None and holds is not None and holds.multiples is not None:
             shape = _without_filling(shape, holds.multiples[0], tensors)
         option = _Option(name, shape or (0, 0), tensors, marked=marked)
-        if shape is not None:
+        if shape is not None and not self._is_refused(scaled, name, templates, tensors, shape):
             self._check_roles(name, templates, tensors, shape)
             weight = self._scaled_weight(scaled, templates, name, tensors, shape)
             if weight is not None and not self._offset_known(weight, tensors, marked):
@@ -212,6 +218,68 @@ class _Reading:
         option.storage = {role: each for role, each in mine.items() if role in tensors}
         option.problems, self.problems = self.problems, before
         return option
+
+    def _is_refused(
+        self,
+        scaled: ScaledFormatName,
+        name: str,
+        templates: ModuleTensors,
+        tensors: Mapping[str, TensorInfo],
+        shape: tuple[int, int],
+    ) -> bool:
+        """Whether its numbers stand for something that is not read, with a problem if so."""
+        count = len(self.problems)
+        for template in templates.refused:
+            changing = self.part.tensors.get(
+                fill_template(template, self.part.name, "module", name)
+            )
+            if changing is not None:
+                self._problem(
+                    "unread-tensor",
+                    f"it changes what the weight of {name!r} stands for, and is not applied here",
+                    changing,
+                    "Save the checkpoint again in the program that wrote it, without what this "
+                    "tensor is for.",
+                )
+        said = None
+        if self.layout.module_metadata == "torchao":
+            said = weight_class(self.part, f"{name}.weight")
+        if said is not None and said != _TORCHAO.get(scaled):
+            self._problem(
+                "unread-tensor",
+                f"the metadata of the file say that the weight of {name!r} is of class {said}, and "
+                f"{scaled} weights are read of class {_TORCHAO.get(scaled)}",
+                tensors["weight"],
+                "Quantize with another config of torchao, or convert from the plain weights.",
+            )
+        scale, (rows, columns) = tensors.get("weight_scale"), shape
+        config = self.layout.config
+        if (
+            config is not None
+            and config.quantization_config == "sdnq"
+            and scale is not None
+            and scale.shape == (1, columns) != (rows, 1)
+        ):
+            self._problem(
+                "transposed-weight",
+                f"the scale of {name!r} is [1, {columns}]: its codes are stored as [in, out], for "
+                "kernels that ask for that",
+                tensors["weight"],
+                "SDNQ stores them so with use_quantized_matmul: save it there again with "
+                "apply_sdnq_options_to_model(model, use_quantized_matmul=False).",
+            )
+        holds = self.layout.holds.get("nf4")
+        block = holds.block_size if holds is not None else None
+        if templates.weight.shape == "column" and block is not None and columns % block[1]:
+            self._problem(
+                "blocks-over-rows",
+                f"the {columns} input features of {name!r} are no multiple of {block[1]}, so that "
+                "blocks of its codes go on from row to row, and those are not read",
+                tensors["weight"],
+                "Have that module left as it is by the program that quantizes "
+                "(llm_int8_skip_modules).",
+            )
+        return len(self.problems) > count
 
     def _marked(
         self, templates: ModuleTensors, name: str, tensors: Mapping[str, TensorInfo]

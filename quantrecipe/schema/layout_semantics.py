@@ -37,7 +37,7 @@ _DIMS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "block": frozenset({"row_blocks", "column_blocks"}),
     }
 )
-_TILES: Final = frozenset({"padded_out", "padded_groups"})
+_TILES: Final = ("padded_groups", "padded_out"), ("tile_columns", "tile_rows")
 _FLAT: Final = frozenset({"scales"})
 
 # What ``quantization_config`` leaves unsaid, because it is always so.
@@ -265,10 +265,10 @@ def _shape(shape: list[Any], granularity: str, pointer: str, *, tiles: bool) -> 
     fixed = [dim for dim in shape if type(dim) is int]
     if not _DIM_NAMES.issuperset(named) or min(fixed, default=1) < 1:
         return
-    needed = _TILES if tiles else _DIMS[granularity]
+    needed = _TILES if tiles else (tuple(sorted(_DIMS[granularity])),)
     flat = not tiles and frozenset(named) == _FLAT and granularity in ("group", "block")
-    if (sorted(named) != sorted(needed) and not flat) or max(fixed, default=1) > 1:
-        wanted = " and ".join(sorted(needed)) or "no named dimension"
+    if (tuple(sorted(named)) not in needed and not flat) or max(fixed, default=1) > 1:
+        wanted = " or ".join(" and ".join(dims) for dims in needed) or "no named dimension"
         yield Problem(
             "bad-shape",
             f"the scales of granularity {granularity!r} do not have the shape {shape}",

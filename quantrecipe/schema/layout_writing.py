@@ -247,6 +247,16 @@ def unfit(layout: Layout, weight: AnyWeight, shape: tuple[int, int]) -> str | No
             f"layout {layout.name!r} holds shapes of multiples of {list(multiples)} only, because "
             "its readers fill up others and nothing in a file says how much of it is the weight"
         )
+    if (
+        isinstance(weight, ScaledWeight)
+        and weight.granularity == "group"
+        and _templates(layout, weight).weight.grouped
+        and weight.scale_grid(*shape)[1] == 1
+    ):
+        return (
+            f"its {shape[1]} input features are one group, and readers of layout {layout.name!r} "
+            "take that for granularity 'channel'"
+        )
     return _unpackable(layout, weight, shape[1])
 
 
@@ -319,7 +329,10 @@ def _codes(
         return OutputTensor(name, weight.format, shape)
     packing = None if template.packing is None else PACKINGS[template.packing]
     rows, width = shape[0], shape[1] if packing is None else packing.stored(shape[1])
-    stored = (rows, width) if template.shape == "rows" else (rows * width, 1)
+    stored: tuple[int, ...] = (rows, width) if template.shape == "rows" else (rows * width, 1)
+    if template.grouped and weight.granularity == "group":
+        groups = weight.scale_grid(*shape)[1]
+        stored = (rows, groups, width // groups)
     return OutputTensor(name, codes_dtype(weight.format, template), stored)
 
 

@@ -184,6 +184,21 @@ def file_markers(
     return found, problems
 
 
+def weight_class(part: SourcePart, name: str) -> str | None:
+    """The class that torchao gives a weight in the metadata of a part's files, if it is told there.
+
+    Args:
+        part: the part.
+        name: of the weight, as the model calls it.
+    """
+    for file in part.files:
+        read = parse_json(file.metadata.get(name, "{}"))
+        said = read.value.get("_type") if isinstance(read.value, dict) else None
+        if isinstance(said, str) and not read.problems:
+            return said
+    return None
+
+
 def comfyui_metadata(markers: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
     """The metadata entry that repeats every marker of a file."""
     layers = dict(sorted(markers))

@@ -88,7 +88,7 @@ class Drafter:
             return None
         if "input_scale" in module.tensors:
             self.dropped.add(_input_scale(part), module.tensors["input_scale"].name)
-        shape, decoded = (module.out_features, module.in_features), _decoded(module)
+        shape, decoded = (module.out_features, module.in_features), decoded_dtype(module)
         dtype = None if bias is None else vector_dtype(self.target, bias)
         outputs = module_tensors(
             self.target,
@@ -236,7 +236,7 @@ def _stores_factors(module: PlannedModule) -> bool:
     return "smoothing" in module.source.tensors and module.carried
 
 
-def _decoded(module: StoredModule) -> str:
+def decoded_dtype(module: StoredModule) -> str:
     """What readers shall decode a weight to: the source's own dtype, if it is a common one."""
     plain = isinstance(module.weight, PlainWeight) and module.weight.format != "float64"
     return module.weight.format if plain else "bfloat16"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantrecipe.schema.canonical import recipe_digest
+from quantrecipe.schema.config_fragments import config_refusal
 from quantrecipe.schema.layout_reading import PartContents, read_part
 from quantrecipe.schema.layout_writing import holds_many_parts
 from quantrecipe.schema.module_metadata import module_metadata
@@ -27,6 +28,7 @@ from quantrecipe.schema.quantization_config import config_path
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import resolve_layout, resolve_names
 from quantrecipe.schema.renaming import renamed
+from quantrecipe.schema.schemes import ScaledWeight
 from quantrecipe.schema.selection import module_names, select
 from quantrecipe.schema.siblings import Siblings, differing, folded, smoothing_groups, tie
 from quantrecipe.schema.tensors import OutputFilePlan, SourceFileInfo, SourcePart
@@ -100,6 +102,7 @@ class _Planner:
         folds = plan_folds(self.recipe, contents, modules)
         problems += folds.problems
         problems += self._check_target()
+        problems += self._check_config(modules)
         problems += self._check_names(drafts)
         if not problems:
             problems += misread(self.target_layout, drafts)
@@ -203,6 +206,22 @@ class _Planner:
                 hint="Give each part a folder of its own in target.parts.",
                 pointer="/target",
             )
+
+    def _check_config(self, modules: Iterable[PlannedModule]) -> Iterator[Problem]:
+        """What is written into the config.json of each part can say how its weights are stored."""
+        formats: dict[str, set[str]] = {}
+        for module in modules:
+            if isinstance(module.weight, ScaledWeight):
+                formats.setdefault(module.part, set()).add(module.weight.format)
+        for part, found in formats.items():
+            refused = config_refusal(self.target_layout, found)
+            if refused is not None:
+                yield Problem(
+                    "config-cannot-say",
+                    f"part {part!r} has weights in {' and '.join(sorted(found))}: {refused[0]}",
+                    hint=refused[1],
+                    pointer="/target/layout",
+                )
 
     def _check_names(self, drafts: Iterable[Draft]) -> Iterator[Problem]:
         """Every tensor of a file has a name of its own."""

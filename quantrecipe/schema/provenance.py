@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.layout import Layout
@@ -60,6 +61,10 @@ def embedded_recipe(metadata: Mapping[str, str], file: str) -> Recipe | None:
     return recipe
 
 
+_UNREAD: Final = ("use_hadamard", "use_svd", "use_codebook")
+"""Settings of SDNQ that change what codes stand for."""
+
+
 def configured_rotations(layout: Layout, part: SourcePart) -> dict[str, Hadamard]:
     """What the ``config.json`` beside a part says of rotated modules, by their names.
 
@@ -68,7 +73,7 @@ def configured_rotations(layout: Layout, part: SourcePart) -> dict[str, Hadamard
         part: the part.
 
     Raises:
-        InvalidInput: its ``quantization_config`` is broken.
+        InvalidInput: its ``quantization_config`` is broken, or says of modules what is not read.
     """
     file = part.root / CONFIG_NAME
     if layout.config is None or not file.is_file():
@@ -78,10 +83,29 @@ def configured_rotations(layout: Layout, part: SourcePart) -> dict[str, Hadamard
     except (ValueError, RecursionError):
         return {}
     found = document.get(CONFIG_KEY) if isinstance(document, dict) else None
-    if not isinstance(found, dict) or found.get("quant_method") != "quantrecipe":
+    if not isinstance(found, dict):
+        return {}
+    if found.get("quant_method") == "sdnq":
+        _check_sdnq(found, file)
+    if found.get("quant_method") != "quantrecipe":
         return {}
     modules = configured_modules(parse_quantization_config(found))
     return {name: each.rotation for name, each in modules.items() if each.rotation is not None}
+
+
+def _check_sdnq(settings: Mapping[str, object], file: Path) -> None:
+    """Codes of SDNQ that are rotated, or a part of what they stand for: no tensor shows it."""
+    unread = [key for key in _UNREAD if settings.get(key)]
+    if unread:
+        raise InvalidInput(
+            Problem(
+                "unread-settings",
+                f"its quantization_config says {' and '.join(unread)}, which are not read",
+                hint="Quantize with SDNQ without them, or convert from the plain weights.",
+                file=str(file),
+                pointer=f"/{CONFIG_KEY}/{unread[0]}",
+            )
+        )
 
 
 def with_rotations(layout: Layout, part: SourcePart, contents: PartContents) -> PartContents:

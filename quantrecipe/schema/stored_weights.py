@@ -72,6 +72,9 @@ def scale_dims(weight: ScaledWeight, weight_shape: tuple[int, int]) -> Mapping[s
     dims["scale_blocks"] = -(-rows * columns // NESTED_BLOCK)
     dims["padded_out"] = padded(rows, TILE_ROWS)
     dims["padded_groups"] = padded(columns, TILE_COLUMNS)
+    # torchao gives the same tiles the shape of one tile as it lies, 32 by 16.
+    dims["tile_rows"] = dims["padded_out"] // 4
+    dims["tile_columns"] = dims["padded_groups"] * 4
     if weight.granularity == "group":
         dims["groups"] = columns
     if weight.granularity == "block":

@@ -279,11 +279,6 @@ def test_long_lists_are_cut_unless_asked_for(tmp_path: Path) -> None:
             {"quant_method": "bitsandbytes", "load_in_4bit": True},
             "bitsandbytes-nf4",
         ),
-        (
-            {"a._weight_qdata": ("int8", (8, 8)), "a._weight_scale": ("float32", (8, 1))},
-            None,
-            "torchao",
-        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
