@@ -31,9 +31,10 @@ def converted(
     weight: Json | None = None,
     *,
     activation: Json | None = TOKEN,
+    layout: str = "quantrecipe",
     **target: Any,
 ) -> Path:
-    """``source`` in the layout ``quantrecipe``, with the ``modules`` quantized."""
+    """``source`` in a layout, with the ``modules`` quantized."""
     scheme: Json = {"weight": weight if weight is not None else weight_spec("int8")}
     if activation is not None:
         scheme["activation"] = activation
@@ -44,7 +45,7 @@ def converted(
         "source": {"layout": "plain"},
         "schemes": {"all": scheme},
         "rules": [{"modules": modules, "scheme": "all"}],
-        "target": {"layout": "quantrecipe", **target},
+        "target": {"layout": layout, **target},
     }
     return convert(parsed(document), source, out).out
 
