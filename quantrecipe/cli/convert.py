@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantrecipe.cli.running import reporting, run
+from quantrecipe.cli.transcode import Asked, check_lossless, check_usage, infer, summary_of
 from quantrecipe.schema.problems import InvalidInput
 
 if TYPE_CHECKING:
@@ -34,9 +35,41 @@ class _Place(click.Path):
 @click.option(
     "--recipe",
     "recipe_name",
-    required=True,
     metavar="R",
     help="A recipe file (JSON or YAML), - for standard input, or the name of a built-in recipe.",
+)
+@click.option(
+    "--target-layout",
+    metavar="LAYOUT",
+    help="In place of a recipe: carry the source over into this layout.",
+)
+@click.option("--layout", metavar="L", help="The source's layout; found out if left out.")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    metavar="NAME=LOCATION",
+    help="A part and where it lies below SOURCE (file, folder or glob); may be given again.",
+)
+@click.option(
+    "--names", metavar="NAMES", help="What modules are called there: known names, or a file."
+)
+@click.option(
+    "--format",
+    "wanted",
+    metavar="FORMAT[:GRANULARITY]",
+    help="What becomes of modules that LAYOUT does not hold as they are; the nearest if left out.",
+)
+@click.option(
+    "--requantize",
+    is_flag=True,
+    help="Undo smoothing and rotation that LAYOUT does not hold, and quantize once more.",
+)
+@click.option(
+    "--architecture", metavar="A", help="What a GGUF file says of its model: general.architecture."
+)
+@click.option(
+    "--lossless-only", is_flag=True, help="Refuse a plan in which any number is not kept exactly."
 )
 @click.argument("source", required=False, type=_Place(path_type=Path))
 @click.option("--out", type=_Place(path_type=Path), metavar="DIR", help="The output folder.")
@@ -81,7 +114,15 @@ class _Place(click.Path):
 @click.option("--force", is_flag=True, help="Replace files of the same names in the output folder.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output; no progress.")
 def convert(
-    recipe_name: str,
+    recipe_name: str | None,
+    target_layout: str | None,
+    layout: str | None,
+    parts: tuple[str, ...],
+    names: str | None,
+    wanted: str | None,
+    requantize: bool,
+    architecture: str | None,
+    lossless_only: bool,
     source: Path | None,
     out: Path | None,
     dry_run: bool,
@@ -94,16 +135,19 @@ def convert(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Convert a checkpoint as a recipe says.
+    """Convert a checkpoint as a recipe says, or into another layout.
 
-    SOURCE is the folder of the source checkpoint or one safetensors file; without it, the recipe
-    says where the source is. The output appears in DIR only when it is whole and within the
-    recipe's bounds.
+    SOURCE is the folder of the source checkpoint or one file; without it, the recipe says where the
+    source is. With --target-layout a recipe is inferred from SOURCE: what LAYOUT holds as it is
+    stored is carried over bit for bit. The output appears in DIR only when it is whole and within
+    the recipe's bounds.
     """
     if out is None and not dry_run:
         raise click.UsageError("Missing option '--out' (or --dry-run, to see the plan only).")
+    asked = Asked(layout, parts, names, wanted, requantize, architecture)
+    check_usage(recipe_name, target_layout, source, asked)
     # Nothing above this line needs torch: usage errors and --help are quick.
-    from quantrecipe.cli.plan_view import plan_json, plan_text
+    from quantrecipe.cli.plan_view import plan_json, plan_text, rounded_twice
     from quantrecipe.cli.progress import ProgressLine
     from quantrecipe.cli.summary import summary_json, summary_text
     from quantrecipe.converter import (
@@ -117,11 +161,28 @@ def convert(
         worker = _find_converter(converter)
         spec = _parse_executor(executor)
         devices = _check_devices(device, here=spec.kind == "threads")
-        loaded = open_recipe(recipe_name)
+        inferred = None
+        if target_layout is not None and source is not None:
+            inferred = infer(source, target_layout, asked)
+            source = inferred.root
+        loaded = open_recipe(inferred.recipe if inferred is not None else recipe_name or "")
         planned = plan(loaded, source, converter=converter)
+        if lossless_only:
+            check_lossless(planned)
+        if inferred is not None and not as_json:
+            click.echo("\n".join(summary_of(inferred, planned)), err=True)
         if dry_run or out is None:
-            click.echo(json.dumps(plan_json(planned), indent=2) if as_json else plan_text(planned))
+            if as_json:
+                more = {} if inferred is None else {"inferred_recipe": inferred.as_json()}
+                click.echo(json.dumps(plan_json(planned) | more, indent=2))
+                return
+            if inferred is not None:
+                click.echo(inferred.text)
+            click.echo(plan_text(planned))
             return
+        worst = rounded_twice(planned)
+        if worst is not None and not as_json:
+            click.echo(worst, err=True)
         for warning in planned.warnings:
             click.echo(f"warning: {warning}", err=True)
         means = Means(block_bytes, jobs, devices)

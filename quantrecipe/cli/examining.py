@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import click
 
 from quantrecipe.checkpoint.config_file import read_config
 from quantrecipe.checkpoint.origin import Origin, origin_of
@@ -60,6 +62,23 @@ class Examined:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sidecars: dict[str, str] = field(default_factory=dict)
+
+
+def parse_parts(parts: Iterable[str]) -> dict[str, str] | None:
+    """What options ``--part NAME=LOCATION`` say; ``None``: there are none.
+
+    Raises:
+        click.UsageError: one is something else, or two name the same part.
+    """
+    found: dict[str, str] = {}
+    for text in parts:
+        name, separator, location = text.partition("=")
+        if not name or not separator or not location:
+            raise click.UsageError(f"--part {text!r}: give NAME=LOCATION.")
+        if name in found:
+            raise click.UsageError(f"--part names {name!r} twice.")
+        found[name] = location
+    return found or None
 
 
 def examine(

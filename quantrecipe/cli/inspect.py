@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from quantrecipe.cli.examining import Examined, examine
+from quantrecipe.cli.examining import Examined, examine, parse_parts
 from quantrecipe.cli.inspect_view import inspection_json, inspection_text
 from quantrecipe.cli.running import report, reporting
 from quantrecipe.schema.problems import InvalidInput, OutputError
@@ -55,7 +55,7 @@ def inspect(
     if as_json and emit == STDOUT:
         raise click.UsageError("--json and --emit-recipe without a FILE both write to stdout.")
     with reporting(as_json):
-        result = examine(path, layout, _parse_parts(parts))
+        result = examine(path, layout, parse_parts(parts))
         if as_json:
             click.echo(json.dumps(inspection_json(result), indent=2))
         elif emit != STDOUT:
@@ -63,18 +63,6 @@ def inspect(
         if emit is not None:
             _emit(result, path, emit)
     ctx.exit(1 if result.problems else 0)
-
-
-def _parse_parts(parts: tuple[str, ...]) -> dict[str, str] | None:
-    found: dict[str, str] = {}
-    for text in parts:
-        name, separator, location = text.partition("=")
-        if not name or not separator or not location:
-            raise click.UsageError(f"--part {text!r}: give NAME=LOCATION.")
-        if name in found:
-            raise click.UsageError(f"--part names {name!r} twice.")
-        found[name] = location
-    return found or None
 
 
 def _emit(result: Examined, path: Path, emit: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -26,6 +27,28 @@ from quantrecipe.schema.schemes import (
 _TITLES: Final = MappingProxyType(
     {"quantized": "Quantized", "protected": "Protected", "passthrough": "Passed through"}
 )
+_EXPECTED: Final = MappingProxyType(
+    {
+        "quantized": ("quantized",),
+        "protected": ("lossless", "cast", "dequantized"),
+        "passthrough": ("lossless",),
+    }
+)
+"""What becomes of numbers in a table where nothing more has to be said of it."""
+
+TRANSFERS: Final = MappingProxyType(
+    {
+        "lossless": "the same numbers, bit for bit",
+        "inverted": "the same codes and scales; the one scale over all of them is stored as 1 by "
+        "it, which float32 rounds",
+        "cast": "plain numbers in another dtype",
+        "quantized": "codes from plain numbers",
+        "requantized": "codes from numbers that were codes before: rounded twice",
+        "dequantized": "plain numbers from codes",
+    }
+)
+"""What becomes of the numbers of a module, in the order of totals."""
+
 _LONGEST_REASON: Final = 48
 _WIDTH: Final = 96
 _LONGEST_PATTERN: Final = 72
@@ -89,7 +112,7 @@ def plan_text(plan: Plan) -> str:
     if plan.others:
         size = human_bytes(sum(other.output.nbytes for other in plan.others))
         lines += [f"Copied as they are: {_count(len(plan.others), 'other tensor')}, {size}", ""]
-    lines += [_files_table(plan), "", _total(plan)]
+    lines += [_files_table(plan), "", _total(plan), *_numbers(plan)]
     lines += [f"statistics: {path}" for _, path in sorted(plan.statistics.items())]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
@@ -111,6 +134,7 @@ class _Row:
     pattern: str
     shape: str
     weight: str
+    transfer: str
     why: str
     modules: tuple[PlannedModule, ...]
 
@@ -144,6 +168,7 @@ def _modules(title: str, modules: Sequence[PlannedModule], *, several: bool) -> 
         _Column("n", "r", [f"{len(row.modules):,}" for row in rows]),
         _Column("shape", "l", [row.shape for row in rows]),
         _agreed("weight", [row.weight for row in rows]),
+        *_transfers(rows, modules[0].disposition),
         _Column("in", "r", [human_bytes(sum(m.source.nbytes for m in r.modules)) for r in rows]),
         _Column("out", "r", [human_bytes(sum(m.nbytes for m in r.modules)) for r in rows]),
         _agreed(why, [notes.get(row.why, row.why) for row in rows], "" if notes else said),
@@ -163,6 +188,46 @@ def _modules(title: str, modules: Sequence[PlannedModule], *, several: bool) -> 
         for reason, note in notes.items()
     ]
     return [f"{title}: {head}", *textwrap.indent("\n".join([text, *below]), "  ").splitlines()]
+
+
+def _transfers(rows: Sequence[_Row], disposition: str) -> list[_Column]:
+    """What becomes of the numbers, where that is not what the table's title says anyway."""
+    found = [row.transfer for row in rows]
+    if set(found) <= set(_EXPECTED[disposition]):
+        return []
+    return [_agreed("numbers", found)]
+
+
+def totals(plan: Plan) -> dict[str, int]:
+    """How many modules have what become of their numbers."""
+    counts: Counter[str] = Counter(module.transfer for module in plan.modules)
+    return {name: counts[name] for name in TRANSFERS if counts[name]}
+
+
+def rounded_twice(plan: Plan) -> str | None:
+    """One line about modules that are requantized, if there are any."""
+    modules = [module for module in plan.modules if module.transfer == "requantized"]
+    if not modules:
+        return None
+    kinds = Counter(
+        f"{describe_weight(module.source.weight)} -> {describe_weight(module.weight)}"
+        for module in modules
+    )
+    how = ", ".join(kinds)
+    return (
+        f"not lossless: {_count(len(modules), 'module')} of {len(plan.modules):,} "
+        f"{'is' if len(modules) == 1 else 'are'} requantized ({how})"
+    )
+
+
+def _numbers(plan: Plan) -> list[str]:
+    """Totals, and what the words mean that are no plain ones."""
+    found = totals(plan)
+    lines = ["numbers: " + ", ".join(f"{count:,} {name}" for name, count in found.items())]
+    if "inverted" in found:
+        lines.append(f"  inverted: {TRANSFERS['inverted']}")
+    worst = rounded_twice(plan)
+    return lines if worst is None else [*lines, worst]
 
 
 def _shared_factors(plan: Plan) -> list[str]:
@@ -223,17 +288,17 @@ def _rows(modules: Iterable[PlannedModule]) -> list[_Row]:
         shape = f"[{module.source.out_features}, {module.source.in_features}]"
         weight = f"{before} -> {after}" if before != after else before
         why = module.scheme or _one_line(module.reason or "")
-        key = (skeleton(module.name), module.part, shape, weight, why)
+        key = (skeleton(module.name), module.part, shape, weight, module.transfer, why)
         alike.setdefault(key, []).append(module)
-    found: dict[tuple[str, str, str, str], list[PlannedModule]] = {}
-    for (_, _, shape, weight, why), members in alike.items():
+    found: dict[tuple[str, str, str, str, str], list[PlannedModule]] = {}
+    for (_, _, shape, weight, transfer, why), members in alike.items():
         by_name = {module.name: module for module in members}
         for group in collapse(by_name):
-            same = found.setdefault((group.pattern, shape, weight, why), [])
+            same = found.setdefault((group.pattern, shape, weight, transfer, why), [])
             same += [by_name[name] for name in group.names]
     rows = [
-        _Row(pattern, shape, weight, why, tuple(members))
-        for (pattern, shape, weight, why), members in found.items()
+        _Row(pattern, shape, weight, transfer, why, tuple(members))
+        for (pattern, shape, weight, transfer, why), members in found.items()
     ]
     # What all parts have in common first, then part by part.
     return sorted(
@@ -275,11 +340,13 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "parts": {part.name: [str(file.path) for file in part.files] for part in plan.parts},
         "source_bytes": plan.source_bytes,
         "output_bytes": plan.output_bytes,
+        "transfers": totals(plan),
         "modules": [
             {
                 "part": module.part,
                 "name": module.name,
                 "disposition": module.disposition,
+                "transfer": module.transfer,
                 "scheme": module.scheme,
                 "reason": module.reason,
                 "taken_by": module.pointer,

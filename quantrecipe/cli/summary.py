@@ -18,8 +18,10 @@ def summary_text(done: Conversion) -> str:
     rate = done.source_bytes / max(done.seconds, 1e-9)
     sizes = f"{human_bytes(done.source_bytes)} -> {human_bytes(done.output_bytes)}"
     lines = [f"{lock.recipe.name}: {sizes} in {done.seconds:.1f} s ({human_bytes(round(rate))}/s)"]
-    for (how, weight), count in _kinds(lock.modules).items():
-        lines.append(f"  {count:>5,} {how:<24} {weight}")
+    kinds = _kinds(lock.modules)
+    width = max([24, *(len(how) for how, _ in kinds)])
+    for (how, weight), count in kinds.items():
+        lines.append(f"  {count:>5,} {how:<{width}} {weight}")
     if lock.others:
         lines.append(f"  {len(lock.others):>5,} other tensors, copied")
     if any(m.smoothing is not None and len(m.smoothing.candidates) > 1 for m in lock.modules):
@@ -62,6 +64,7 @@ def summary_json(done: Conversion) -> dict[str, Any]:
             {"count": count, "disposition": how, "weight": weight}
             for (how, weight), count in _kinds(lock.modules).items()
         ],
+        "transfers": dict(sorted(Counter(m.transfer for m in lock.modules).items())),
         "others": len(lock.others),
         "weight_sqnr_db": {
             "worst": min(finite, default=None),

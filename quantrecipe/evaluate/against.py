@@ -19,8 +19,10 @@ from quantrecipe.evaluate.records import ModuleError, Progress
 from quantrecipe.formats.folding import FoldedFactors
 from quantrecipe.formats.proof import COMPILED_PAYS_FROM_BYTES
 from quantrecipe.loaders import Checkpoint, open_checkpoint
+from quantrecipe.loaders.checkpoint import OpenPart
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.lock import Lock, LockedModule, LockedOther, WeightError
+from quantrecipe.schema.merging import row_by_row
 from quantrecipe.schema.plan_readback import same_codes
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight, ScaledWeight
@@ -70,6 +72,7 @@ def prove(path: Path, source: Path, lock: Lock, *, block_bytes: int, progress: P
         )
     except InvalidInput as error:
         return Proof(error.problems, error.problems)
+    original.parts = dict(_as_planned(original, lock))
     with original:
         try:
             converted = open_checkpoint(path)
@@ -90,6 +93,17 @@ def worst_first(module: ModuleError) -> tuple[float, str, str]:
     """The order of modules by SQNR; those without any error come last."""
     sqnr = math.inf if module.sqnr_db is None else module.sqnr_db
     return (-math.inf if math.isnan(sqnr) else sqnr), module.part, module.name
+
+
+def _as_planned(original: Checkpoint, lock: Lock) -> Iterator[tuple[str, OpenPart]]:
+    """The source as its plan has it: one scale of all rows for each of them, where it says so."""
+    locked = {(module.part, module.name): module.weight for module in lock.modules}
+    for part, opened in original.parts.items():
+        modules = {
+            name: row_by_row(module, locked.get((part, name), module.weight))
+            for name, module in opened.modules.items()
+        }
+        yield part, replace(opened, modules=modules)
 
 
 def _other_source(root: Path, lock: Lock, parts: tuple[SourcePart, ...]) -> Iterator[Problem]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from quantrecipe.loaders.checkpoint import Checkpoint
-from quantrecipe.loaders.stated import schemes_of
 from quantrecipe.schema.layout import Layout, ModuleTensors, TensorTemplate
 from quantrecipe.schema.layout_reading import StoredModule, fill_template, roles
+from quantrecipe.schema.provenance import schemes_of
 from quantrecipe.schema.schemes import DynamicActivation, PlainWeight
 
 _BEFORE: Final = "{module}."

@@ -6,34 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from quantrecipe.loaders.identity import Identity
-from quantrecipe.schema.layout_reading import PartContents, StoredModule
+from quantrecipe.schema.layout_reading import PartContents
 from quantrecipe.schema.problems import Problem
-from quantrecipe.schema.provenance import configured_rotations, embedded_recipe
-from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.schemes import Hadamard, ScaledWeight, Scheme
-from quantrecipe.schema.selection import select
+from quantrecipe.schema.provenance import configured_rotations, embedded_recipe, schemes_of
+from quantrecipe.schema.schemes import Hadamard
 from quantrecipe.schema.tensors import SourcePart
-
-
-def schemes_of(
-    recipe: Recipe, modules: Mapping[str, Mapping[str, StoredModule]]
-) -> dict[tuple[str, str], Scheme]:
-    """The scheme that the rules of a recipe give each quantized module, by part and name.
-
-    Args:
-        recipe: what the checkpoint was made by.
-        modules: of every part, by name.
-    """
-    contents = {part: PartContents(found, {}, frozenset(), ()) for part, found in modules.items()}
-    schemes: dict[tuple[str, str], Scheme] = {}
-    for (part, name), taken in select(recipe, contents).taken.items():
-        if taken.rule is None:
-            continue
-        scheme = recipe.schemes[taken.rule.scheme]
-        weight = modules[part][name].weight
-        if isinstance(scheme.weight, ScaledWeight) and scheme.weight.format == weight.format:
-            schemes[part, name] = scheme
-    return schemes
 
 
 def with_rotations(

@@ -79,7 +79,7 @@ def draft_recipe(
         InvalidInput: there is nothing to quantize, or a plan would refuse the source.
     """
     parts = [part for source in sources for part in source.reading.parts]
-    _check_names([part.name for part in parts])
+    check_parts([part.name for part in parts])
     modules = {
         part: contents.modules
         for source in sources
@@ -131,7 +131,12 @@ def slug(name: str) -> str:
     return re.sub(r"[._-]{2,}", "-", cleaned) or "checkpoint"
 
 
-def _check_names(names: Sequence[str]) -> None:
+def check_parts(names: Sequence[str]) -> None:
+    """Part names are different.
+
+    Raises:
+        InvalidInput: two sets of files hold parts of one name.
+    """
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidInput(

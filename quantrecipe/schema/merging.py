@@ -54,7 +54,7 @@ def merge(name: str, pieces: Sequence[StoredModule]) -> StoredModule | Refusal:
         The module, or why there is none. Where a piece has one scale for all of it, each row has
         that scale.
     """
-    pieces = [_by_channel(piece) for piece in pieces]
+    pieces = [by_channel(piece) for piece in pieces]
     first, *others = pieces
     refusals = chain(
         (_apart(first, other) for other in others),
@@ -155,7 +155,7 @@ def _ragged(piece: StoredModule) -> Refusal | None:
     return None
 
 
-def _by_channel(piece: StoredModule) -> StoredModule:
+def by_channel(piece: StoredModule) -> StoredModule:
     """A module of which each row has the scale that all of it has; any other as it is."""
     weight, rows = piece.weight, piece.out_features
     model = _BY_CHANNEL.get(weight.format)
@@ -169,6 +169,15 @@ def _by_channel(piece: StoredModule) -> StoredModule:
         weight=model.model_validate(said),
         tensors={**piece.tensors, "weight_scale": repeated},
     )
+
+
+def row_by_row(module: StoredModule, weight: AnyWeight) -> StoredModule:
+    """A module as ``by_channel`` has it, if it is to be stored in that format; else as it is."""
+    by_row = by_channel(module)
+    if not isinstance(weight, ScaledWeight) or not isinstance(by_row.weight, ScaledWeight):
+        return module
+    wanted, there = ((each.format, each.granularity) for each in (weight, by_row.weight))
+    return by_row if wanted == there else module
 
 
 def _joined(pieces: Sequence[StoredModule]) -> Iterator[tuple[str, TensorInfo]]:

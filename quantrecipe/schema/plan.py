@@ -104,6 +104,8 @@ class PlannedModule:
         pattern: the pattern that took it; ``None`` if passed through.
         pointer: the rule or protected entry that took it, as a JSON pointer.
         outputs: what it is stored as, by role.
+        anew: whether its codes are computed anew although the source has them in this format, since
+            the target has no place for the factors that those are stored with.
         multiplied: whether its columns are multiplied by factors that are folded elsewhere.
         divided: whether rows of it are divided by factors that are folded into it.
         storage: how tensors lie there that are not as they are in memory, by role.
@@ -124,6 +126,7 @@ class PlannedModule:
     pattern: str | None
     pointer: str | None
     outputs: Mapping[Role, PlannedTensor]
+    anew: bool = False
     multiplied: bool = False
     divided: bool = False
     storage: Mapping[str, Storage] = field(default_factory=dict)
@@ -147,7 +150,7 @@ class PlannedModule:
     @property
     def carried(self) -> bool:
         """Whether its numbers, or codes and scales, go over as they are, wherever they lie."""
-        return not (self.multiplied or self.divided) and carries(
+        return not (self.anew or self.multiplied or self.divided) and carries(
             self.source,
             self.weight,
             self.disposition,

@@ -21,6 +21,7 @@ from quantrecipe.schema.layout_writing import (
     vector_dtype,
 )
 from quantrecipe.schema.lock import Disposition, Role
+from quantrecipe.schema.merging import row_by_row
 from quantrecipe.schema.plan import PlannedModule
 from quantrecipe.schema.problems import Problem, Reasons
 from quantrecipe.schema.recipe import Recipe
@@ -125,6 +126,7 @@ class Drafter:
             disposition, scheme_name = "quantized", taken.rule.scheme
             scheme = self.recipe.schemes[scheme_name]
             weight, rotation = scheme.weight, scheme.rotation
+            module = row_by_row(module, weight)
         return PlannedModule(
             part=part,
             name=name,
@@ -139,6 +141,15 @@ class Drafter:
             pattern=taken.pattern if taken is not None else None,
             pointer=taken.pointer if taken is not None else None,
             outputs={},
+            anew=disposition == "quantized" and self._loses_factors(module, weight),
+        )
+
+    def _loses_factors(self, module: StoredModule, weight: AnyWeight) -> bool:
+        """Whether a module comes with smoothing factors that the target has no place for."""
+        if "smoothing" not in module.tensors or isinstance(weight, PlainWeight):
+            return False
+        return refusal(self.target, weight) is None and (
+            refusal(self.target, weight, smoothed=True, factors=True) is not None
         )
 
     def _passed_through(self, module: StoredModule) -> AnyWeight:

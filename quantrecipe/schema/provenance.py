@@ -11,7 +11,7 @@ from typing import Final
 
 from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.layout import Layout
-from quantrecipe.schema.layout_reading import PartContents
+from quantrecipe.schema.layout_reading import PartContents, StoredModule
 from quantrecipe.schema.lock import Lock
 from quantrecipe.schema.plan_metadata import METADATA_KEY
 from quantrecipe.schema.problems import InvalidInput, Problem
@@ -22,7 +22,8 @@ from quantrecipe.schema.quantization_config import (
     parse_quantization_config,
 )
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.schemes import Hadamard
+from quantrecipe.schema.schemes import Hadamard, ScaledWeight, Scheme
+from quantrecipe.schema.selection import select
 from quantrecipe.schema.tensors import SourcePart
 from quantrecipe.schema.validation import parse_recipe
 
@@ -63,6 +64,27 @@ def embedded_recipe(metadata: Mapping[str, str], file: str) -> Recipe | None:
 
 _UNREAD: Final = ("use_hadamard", "use_svd", "use_codebook")
 """Settings of SDNQ that change what codes stand for."""
+
+
+def schemes_of(
+    recipe: Recipe, modules: Mapping[str, Mapping[str, StoredModule]]
+) -> dict[tuple[str, str], Scheme]:
+    """The scheme that the rules of a recipe give each quantized module, by part and name.
+
+    Args:
+        recipe: what the checkpoint was made by.
+        modules: of every part, by name.
+    """
+    contents = {part: PartContents(found, {}, frozenset(), ()) for part, found in modules.items()}
+    schemes: dict[tuple[str, str], Scheme] = {}
+    for (part, name), taken in select(recipe, contents).taken.items():
+        if taken.rule is None:
+            continue
+        scheme = recipe.schemes[taken.rule.scheme]
+        weight = modules[part][name].weight
+        if isinstance(scheme.weight, ScaledWeight) and scheme.weight.format == weight.format:
+            schemes[part, name] = scheme
+    return schemes
 
 
 def configured_rotations(layout: Layout, part: SourcePart) -> dict[str, Hadamard]:
