@@ -112,6 +112,8 @@ def _written_to(files: Mapping[str, str], path: Path) -> list[str]:
 
 
 def _is_file_or_shard(path: str, written: str) -> bool:
+    if path.endswith(f"/{written}"):
+        return True
     stem = re.escape("/" + written.removesuffix(SUFFIX))
     return re.search(rf"{stem}(-[0-9]{{5}}-of-[0-9]{{5}})?{re.escape(SUFFIX)}$", path) is not None
 

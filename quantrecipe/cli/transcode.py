@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
 import click
 
 from quantrecipe.checkpoint.config_file import read_config
+from quantrecipe.checkpoint.folder import GGUF_SUFFIX
 from quantrecipe.cli.examining import Examined, examine, parse_parts
 from quantrecipe.schema.config_claims import quantization_of
 from quantrecipe.schema.drafting import DraftSource, slug
 from quantrecipe.schema.dtypes import PLAIN_DTYPES, PlainDType
 from quantrecipe.schema.names import NameMapping, Names
 from quantrecipe.schema.nearest import Wanted
+from quantrecipe.schema.one_part import for_one_part
 from quantrecipe.schema.plan import Plan, PlannedModule
 from quantrecipe.schema.problems import InvalidInput, Problem, Reasons, did_you_mean
 from quantrecipe.schema.provenance import with_rotations
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.recognition import Reading, recognise_together
-from quantrecipe.schema.registry import named_layout, named_names
+from quantrecipe.schema.registry import layout_names, named_layout, named_names
 from quantrecipe.schema.schemes import DynamicActivation, GranularityName, ScaledFormatName
 from quantrecipe.schema.stated_activations import stated_beside, stated_by_recipe
 from quantrecipe.schema.transcoding import Transcoding, infer_recipe
@@ -144,6 +146,8 @@ def infer(path: Path, target_layout: str, asked: Asked) -> Inferred:
     )
     layout, parts = asked.layout, parse_parts(asked.parts)
     examined, how = _examined(path, layout, parts)
+    if layout is None and parts is None and examined.origin is None:
+        examined, how = _flat(examined, how)
     problems = [each for each in examined.problems if each.kind not in _VALUES_ONLY]
     if examined.foreign:
         names = ", ".join(dict.fromkeys(part.foreign for part in examined.parts if part.foreign))
@@ -187,11 +191,24 @@ def _examined(
         str(said.get("quant_method")) for said in _configs(found).values() if said is not None
     }
     written = _LAYOUT_OF_METHOD.get(methods.pop()) if len(methods) == 1 else None
+    how = "as its config.json says"
+    if found.foreign and written is None:
+        seen = {part.foreign for part in found.parts if part.foreign in layout_names()}
+        written, how = (seen.pop(), "by its markers") if len(seen) == 1 else (None, how)
     if written is None or (not found.foreign and written in {p.layout for p in found.parts}):
         return found, None
     declared = examine(path, written, parts)
     readable = not [each for each in declared.problems if each.kind not in _VALUES_ONLY]
-    return (declared, "as its config.json says") if readable else (found, None)
+    return (declared, how) if readable or found.foreign else (found, None)
+
+
+def _flat(examined: Examined, how: str | None) -> tuple[Examined, str | None]:
+    """GGUF files that nobody says the parts of: other programs write models of one part alone."""
+    files = examined.survey.files
+    if not files or not all(file.path.name.endswith(GGUF_SUFFIX) for file in files):
+        return examined, how
+    layouts = (for_one_part(named_layout("gguf")),)
+    return replace(examined, layouts=layouts, named=True), "a GGUF file of one part"
 
 
 def _configs(examined: Examined) -> dict[str, Mapping[str, Any] | None]:

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from quantrecipe.evaluate.locked import is_below, locked_sites
 from quantrecipe.evaluate.sidecars import shard_indexes, written_configs
-from quantrecipe.schema.dtypes import DTYPES, byte_size
+from quantrecipe.schema.dtypes import BLOCK_DTYPES, DTYPES, byte_size
 from quantrecipe.schema.folds import FOLDED_NAME
+from quantrecipe.schema.gguf import DEFAULT_ALIGNMENT, aligned
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
 from quantrecipe.schema.layout_writing import (
@@ -28,6 +29,7 @@ from quantrecipe.schema.siblings import Siblings, folded, smoothing_groups, tie
 from quantrecipe.schema.tensors import OutputTensor
 
 _SUFFIX: Final = ".safetensors"
+_GGUF: Final = ".gguf"
 _HINT: Final = "The lock was edited or damaged; fetch or convert the checkpoint again."
 
 
@@ -110,11 +112,11 @@ def _sources(lock: Lock) -> Iterator[Problem]:
 
 
 def _is_one_file(location: str) -> bool:
-    return location.endswith(_SUFFIX) and re.search(r"[*?\[]", location) is None
+    return location.endswith((_SUFFIX, _GGUF)) and re.search(r"[*?\[]", location) is None
 
 
 def _tensors(lock: Lock) -> Iterator[Problem]:
-    """Every byte after a file's header belongs to one tensor."""
+    """Every byte after a file's header belongs to one tensor, but for what aligns those of GGUF."""
     sizes = {output.path: output.bytes for output in lock.outputs}
     by_file: dict[str, list[tuple[str, LockedTensor]]] = {path: [] for path in sizes}
     seen: set[tuple[str, str]] = set()
@@ -126,7 +128,7 @@ def _tensors(lock: Lock) -> Iterator[Problem]:
             yield _wrong(pointer, f"{tensor.name!r} is listed twice", tensor.name)
         seen.add((tensor.file, tensor.name))
         by_file[tensor.file].append((pointer, tensor))
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in DTYPES and tensor.dtype not in BLOCK_DTYPES:
             yield _wrong(f"{pointer}/dtype", f"there is no dtype {tensor.dtype!r}", tensor.name)
         elif _size(tensor) != tensor.bytes:
             message = f"{tensor.dtype} {list(tensor.shape)} takes other than {tensor.bytes:,} bytes"
@@ -153,6 +155,8 @@ def _coverage(path: str, size: int, found: list[tuple[str, LockedTensor]]) -> It
             what = "overlaps what is before it" if tensor.offset < end else "leaves a gap before it"
             yield _wrong(f"{pointer}/offset", f"{what}: byte {end} is next", tensor.name)
         end = tensor.offset + tensor.bytes
+        if path.endswith(_GGUF):
+            end = aligned(end, DEFAULT_ALIGNMENT)
     if end is not None and end != size:
         yield _wrong("/outputs", f"the tensors of {path!r} end at byte {end:,} of {size:,}")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from threading import Event
 from threading import Lock as Turn
 
-from quantrecipe.checkpoint import SourceError, digests, read_header_bytes
-from quantrecipe.checkpoint.folder import INDEX_SUFFIX, SUFFIX
+from quantrecipe.checkpoint import SourceError, digests
+from quantrecipe.checkpoint.containers import read_any_header_bytes
+from quantrecipe.checkpoint.folder import INDEX_SUFFIX, SUFFIXES
 from quantrecipe.evaluate.locked import AGAIN, is_below
 from quantrecipe.evaluate.records import Progress
 from quantrecipe.evaluate.sidecars import check_sidecars, shard_indexes
@@ -114,7 +115,7 @@ class _OutputCheck:
         problems: list[Problem] = []
         head = bytearray()
         try:
-            header, head = read_header_bytes(self.path)
+            header, head = read_any_header_bytes(self.path)
         except InvalidInput as error:
             problems += error.problems
         else:
@@ -215,7 +216,7 @@ def _check_extra(folder: Path, lock: Lock) -> Iterator[Problem]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             relative = Path(parent, name).relative_to(folder).as_posix()
-            if name.endswith((SUFFIX, INDEX_SUFFIX)) and relative not in known:
+            if name.endswith((*SUFFIXES, INDEX_SUFFIX)) and relative not in known:
                 yield Problem(
                     "extra-file",
                     "the lock does not know it",

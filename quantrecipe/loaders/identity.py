@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
 
-from quantrecipe.checkpoint import read_header
-from quantrecipe.checkpoint.folder import near_miss
+from quantrecipe.checkpoint.containers import read_any_header
+from quantrecipe.checkpoint.folder import SUFFIXES, near_miss
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.lock import LOCK_NAME, Lock
 from quantrecipe.schema.placement import shard_of
@@ -17,8 +16,6 @@ from quantrecipe.schema.provenance import embedded_recipe
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.validation import load_lock
-
-_SUFFIX: Final = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +134,17 @@ def _ends_so(segments: tuple[str, ...], file: str, length: int | None) -> bool:
 
 
 def _recipe_of_metadata(path: Path) -> Recipe:
-    candidates = sorted(path.rglob(f"*{_SUFFIX}")) if path.is_dir() else [path]
+    candidates = [path]
+    if path.is_dir():
+        candidates = sorted(each for each in path.rglob("*") if each.name.endswith(SUFFIXES))
     for candidate in candidates:
-        recipe = embedded_recipe(read_header(candidate).metadata, str(candidate))
+        recipe = embedded_recipe(read_any_header(candidate).metadata, str(candidate))
         if recipe is not None:
             return recipe
     raise InvalidInput(
         Problem(
             "unknown-checkpoint",
-            f"neither {LOCK_NAME} nor the metadata of a safetensors file says what it is",
+            f"neither {LOCK_NAME} nor the metadata of a file of weights says what it is",
             hint="Say layout=...; quantrecipe inspect tells which.",
             file=str(path),
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from quantrecipe.schema.dtypes import BLOCK_DTYPES
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
 from quantrecipe.schema.layout_writing import (
@@ -76,6 +77,9 @@ class Drafter:
             if draft is not None:
                 yield draft
         for name, info in contents.others.items():
+            if info.dtype in BLOCK_DTYPES and self.target.container != "gguf":
+                self.refused.add(_records(info.dtype), info.name)
+                continue
             dtype = vector_dtype(self.target, info)
             output = OutputTensor(other_name(self.target, part, name), dtype, info.shape)
             yield Draft(part, name, file, None, info, {"other": output})
@@ -284,6 +288,15 @@ def _rotated(module: PlannedModule) -> Problem | None:
         f"{reason}",
         hint="Choose a size that divides them, protect the module, or give it another scheme.",
         pointer=f"/schemes/{module.scheme}/rotation/size",
+    )
+
+
+def _records(dtype: str) -> Problem:
+    return Problem(
+        "target-cannot-hold",
+        f"{dtype} of a tensor that is no module goes into GGUF files only",
+        hint="Read the source in a layout that has it as the weight of a module, as 'gguf' does.",
+        pointer="/target/layout",
     )
 
 

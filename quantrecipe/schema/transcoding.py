@@ -21,6 +21,7 @@ from quantrecipe.schema.layout_reading import PartContents, StoredModule
 from quantrecipe.schema.layout_writing import holds_many_parts
 from quantrecipe.schema.names import NameMapping
 from quantrecipe.schema.nearest import Wanted, as_it_is, nearest, with_its_own
+from quantrecipe.schema.one_part import ONLY_PART, for_one_part
 from quantrecipe.schema.problems import InvalidInput, Problem, Reasons
 from quantrecipe.schema.provenance import with_rotations
 from quantrecipe.schema.recipe import Recipe
@@ -180,7 +181,7 @@ def infer_recipe(
         "name": f"{slug(name)[:60].rstrip('._-')}-{wish.layout.name}"[:128],
         "description": f"Inferred from the headers of a checkpoint in layout {layout.name}.",
         "source": {
-            "layout": layout.name,
+            "layout": reference_to(layout),
             "parts": {part.name: each.location for each in sources for part in each.reading.parts},
         },
         "schemes": schemes,
@@ -338,7 +339,7 @@ def _layout_reference(sources: Sequence[DraftSource], wish: Transcoding) -> Any:
     """The target layout by name; written out, where a GGUF file is to say another model."""
     layout = wish.layout
     if layout.container != "gguf":
-        return layout.name
+        return reference_to(layout)
     said = {
         value
         for source in sources
@@ -355,9 +356,17 @@ def _layout_reference(sources: Sequence[DraftSource], wish: Transcoding) -> Any:
                 hint="Give it: --architecture flux, or what programs that read the file call it.",
             )
         )
+    parts = [part.name for source in sources for part in source.reading.parts]
+    if parts == [ONLY_PART] and holds_many_parts(layout):
+        layout = for_one_part(layout)
     if architecture in (None, layout.metadata.get(ARCHITECTURE)):
-        return layout.name
+        return reference_to(layout)
     document = layout.to_json_value()
-    document["name"] = f"{layout.name}-{slug(architecture or '')}"
     document["metadata"] = {**layout.metadata, ARCHITECTURE: architecture}
     return document
+
+
+def reference_to(layout: Layout) -> Any:
+    """A layout as a recipe refers to it: by name, if it is known, else written out."""
+    known = layout.name in layout_names() and named_layout(layout.name) == layout
+    return layout.name if known else layout.to_json_value()
