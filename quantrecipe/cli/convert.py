@@ -142,10 +142,10 @@ def convert(
     stored is carried over bit for bit. The output appears in DIR only when it is whole and within
     the recipe's bounds.
     """
-    if out is None and not dry_run:
-        raise click.UsageError("Missing option '--out' (or --dry-run, to see the plan only).")
     asked = Asked(layout, parts, names, wanted, requantize, architecture)
     check_usage(recipe_name, target_layout, source, asked)
+    if out is None and not dry_run:
+        raise click.UsageError("Missing option '--out' (or --dry-run, to see the plan only).")
     # Nothing above this line needs torch: usage errors and --help are quick.
     from quantrecipe.cli.plan_view import plan_json, plan_text, rounded_twice
     from quantrecipe.cli.progress import ProgressLine

@@ -136,6 +136,7 @@ def test_the_summary_for_machines(run: Run, folder: Path) -> None:
         "source_bytes": 304,
         "output_bytes": Path("out/model.safetensors").stat().st_size,
         "modules": [{"count": 2, "disposition": "by scheme all", "weight": "int8 channel"}],
+        "transfers": {"quantized": 2},
         "others": 1,
         "weight_sqnr_db": {
             "worst": min(error["sqnr_db"] for error in errors),

@@ -82,6 +82,7 @@ file               tensors    bytes
 model.safetensors       20  BYTES
 
 10 modules, 167 KB in, 145 KB out (87%)
+numbers: 3 lossless, 1 cast, 6 quantized
 """
 
 TWO_PARTS = """\
@@ -98,7 +99,7 @@ Protected: 1 module of one, bfloat16 -> float32, reason: first
   modules       n  shape           in      out
   layers.0.mlp  1  [256, 64]  32.8 KB  65.5 KB
 
-Passed through: 2 modules of one and two, float8_e4m3fn channel -> bfloat16
+Passed through: 2 modules of one and two, float8_e4m3fn channel -> bfloat16, dequantized
   modules  n  shape          in      out
   head     2  [10, 64]  1.36 KB  2.56 KB
 
@@ -108,6 +109,7 @@ file               tensors    bytes
 model.safetensors       41  BYTES
 
 18 modules, 330 KB in, 230 KB out (70%)
+numbers: 1 cast, 15 quantized, 2 dequantized
 """
 
 
@@ -371,7 +373,7 @@ def test_ideogram_4_in_full_size(
     assert max(map(len, lines)) <= 120
     assert (
         "Quantized: 306 modules of conditional and unconditional, "
-        "float8_e4m3fn channel -> int8 channel, scheme w8a8"
+        "float8_e4m3fn channel -> int8 channel, requantized, scheme w8a8"
     ) in lines
     (qkv,) = [line for line in lines if "attention.qkv" in line]
     assert qkv.split() == [
