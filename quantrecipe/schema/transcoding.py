@@ -31,6 +31,7 @@ from quantrecipe.schema.schemes import (
     AnyScaledWeight,
     DynamicActivation,
     Hadamard,
+    Nf4,
     ScaledWeight,
 )
 from quantrecipe.schema.short_patterns import short_patterns
@@ -81,7 +82,8 @@ class _Fate:
             words.append(str(columns))
         if weight.granularity == "block" and rows:
             words.append(f"{rows}x{columns}")
-        words += ["zeros"] * weight.has_zero_points + ["double"] * weight.has_two_levels
+        words += ["zeros"] * weight.has_zero_points
+        words += ["double"] * (isinstance(weight, Nf4) and weight.double_quantized)
         if self.rotation is not None:
             words += ["rotated", str(self.rotation.size)]
         if self.activation is not None:
