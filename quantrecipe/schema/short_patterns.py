@@ -40,7 +40,11 @@ def short_patterns(names: Collection[str], others: Iterable[str]) -> list[str]:
     for group in collapse(left):
         found[group.pattern] = group.names[0]
     found |= {name: name for name in tables}
-    return sorted(found, key=lambda pattern: natural(found[pattern]))
+    ordered = sorted(found, key=lambda pattern: natural(found[pattern]))
+    compiled = Patterns.compile(ordered)
+    # One that starts with a number may take what another does as well.
+    used = {compiled.matches(name) for name in names}
+    return [pattern for place, pattern in enumerate(ordered) if place in used]
 
 
 def _no_wider_than_needed(found: dict[str, str], names: Iterable[str]) -> dict[str, str]:

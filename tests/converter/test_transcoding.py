@@ -68,7 +68,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
 
 
 def numbers_of(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """By module what its weight is made of, in the order of memory, wherever it lies on the disk."""
+    """By module what its weight is made of, in the order of memory."""
     found: dict[str, dict[str, Tensor]] = {}
     with open_checkpoint(folder) as opened:
         for part, contents in opened.parts.items():
@@ -189,7 +189,7 @@ def test_the_recipe_says_all_there_is_to_know(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[str, str, Json, str, list[str]]] = {
     "rotation without a place": (
         "rotated", "torchao", {}, "needs-requantizing",
-        ["rotated (hadamard of 16)", "'torchao'", "comfyui and quantrecipe hold it", "--requantize"],
+        ["rotated (hadamard of 16)", "'torchao'", "comfyui and quantrecipe hold", "--requantize"],
     ),
     "smoothing without a place": (
         "smoothed", "comfyui", {}, "needs-requantizing",
