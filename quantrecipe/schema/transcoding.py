@@ -77,10 +77,10 @@ class _Fate:
         """What its scheme is called."""
         weight = self.weight
         rows, columns = weight.group_shape(0, 0)
-        words: list[str] = [weight.format, weight.granularity]
+        words: list[str] = [weight.format, *([weight.granularity] * weight.has_scales)]
         if weight.granularity == "group":
             words.append(str(columns))
-        if weight.granularity == "block" and rows:
+        if weight.granularity == "block" and weight.has_scales:
             words.append(f"{rows}x{columns}")
         words += ["zeros"] * weight.has_zero_points
         words += ["double"] * (isinstance(weight, Nf4) and weight.double_quantized)
@@ -127,7 +127,9 @@ class _Inference:
             return None
         if own and not self.wish.requantize:
             self.refused.add(_not_held(layout, module, carried), module.name)
-        return _Fate(other, None, activation)
+        same = isinstance(module.weight, ScaledWeight) and other.format == module.weight.format
+        # Activations are quantized to go with codes of one format.
+        return _Fate(other, None, activation if same else None)
 
     def _other(
         self, module: StoredModule, carried: AnyScaledWeight | None
