@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hypothesis import Phase, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
@@ -146,4 +146,4 @@ class Chain(RuleBasedStateMachine):
 
 
 TestChain = Chain.TestCase
-TestChain.settings = settings(max_examples=5, stateful_step_count=5, phases=[Phase.generate])
+TestChain.settings = settings(max_examples=8, stateful_step_count=5)

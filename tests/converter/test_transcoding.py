@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -289,6 +290,16 @@ def test_nothing_is_stored_in_fewer_bits() -> None:
         assert others[0] == name
         assert len(set(others)) == len(others)
         assert all(bits.get(other, 8) >= bits.get(name, 8) for other in others)
+
+
+def test_the_order_is_documented() -> None:
+    page = Path(__file__).parents[2] / "docs" / "transcoding.md"
+    rows = [line for line in page.read_text("utf-8").splitlines() if line.startswith("| `")]
+    said = {}
+    for row in rows:
+        first, *others = re.findall(r"`([a-z0-9_]+)`", row)
+        said[first] = tuple(others)
+    assert {name: others for name, others in said.items() if name in NEAREST} == dict(NEAREST)
 
 
 def test_several_parts_go_where_each_has_its_place(tmp_path: Path) -> None:
