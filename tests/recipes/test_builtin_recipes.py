@@ -22,7 +22,16 @@ from quantrecipe.schema.tensors import OutputTensor, SourceFileInfo, SourcePart,
 
 FOLDER = Path(__file__).parents[2] / "quantrecipe" / "recipes"
 STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))
-IDEOGRAM = ("ideogram-4-fp8", "ideogram-4-int8-w8a8", "ideogram-4-int8-w8a8-published")
+IDEOGRAM = (
+    "ideogram-4-fp8",
+    "ideogram-4-int8-w8a8",
+    "ideogram-4-int8-w8a8-published",
+    "ideogram-4-int8-convrot-comfyui",
+    "ideogram-4-fp8-comfyui",
+    "ideogram-4-nf4-bitsandbytes",
+    "ideogram-4-gguf-q8_0",
+    "ideogram-4-gguf-q4_k",
+)
 BRANCHES = ("conditional", "unconditional")
 
 
@@ -71,8 +80,8 @@ def plan_of(recipe: Recipe, tensors: Mapping[str, Iterable[OutputTensor]]) -> Pl
 
 
 def ideogram_plan(name: str, ideogram4: ModuleType) -> Plan:
-    fp8 = name != "ideogram-4-fp8"
-    return plan_of(built_in(name), {part: list(ideogram4.tensors(fp8)) for part in BRANCHES})
+    fp8, recipe = name != "ideogram-4-fp8", built_in(name)
+    return plan_of(recipe, {part: list(ideogram4.tensors(fp8)) for part in recipe.source.parts})
 
 
 # -- every recipe ---------------------------------------------------------------------------------
@@ -151,7 +160,7 @@ def test_an_ideogram_recipe_takes_what_it_says(name: str, ideogram4: ModuleType)
 
 
 def test_the_published_recipe_protects_17_w2_in_each_branch(ideogram4: ModuleType) -> None:
-    for name in IDEOGRAM[1:]:
+    for name in IDEOGRAM[1:3]:
         plan = ideogram_plan(name, ideogram4)
         for part in BRANCHES:
             protected = [m for m in plan.modules if m.part == part and m.disposition == "protected"]
@@ -233,6 +242,92 @@ def test_the_diffusers_recipe_is_the_recommended_one(ideogram4: ModuleType) -> N
         assert told == wanted[module.part, original]
     assert split.source_bytes == plan.source_bytes
     assert split.output_bytes == pytest.approx(plan.output_bytes, rel=1e-4)
+
+
+COMFYUI_INT8_BYTES = 9_583_465_712
+"""Of the published ideogram4_int8_convrot.safetensors."""
+
+
+def bytes_with(tensors: Iterable[OutputTensor], metadata: Mapping[str, str]) -> int:
+    """The size of a safetensors file of these tensors whose metadata is this."""
+    held = list(tensors)
+    return len(encode_header(held, metadata)) + sum(tensor.nbytes for tensor in held)
+
+
+def test_the_comfyui_int8_recipe_writes_the_published_file(ideogram4: ModuleType) -> None:
+    plan = ideogram_plan("ideogram-4-int8-convrot-comfyui", ideogram4)
+    for file in plan.files:
+        assert len(file.tensors) == 866
+        # The published size leaves no room for metadata other than this.
+        assert bytes_with(file.tensors.values(), {"format": "pt"}) == COMFYUI_INT8_BYTES
+        assert file.size == COMFYUI_INT8_BYTES + len(file.header) - 90_768
+        markers = [tensor for name, tensor in file.tensors.items() if name.endswith("comfy_quant")]
+        assert {(tensor.dtype, tensor.shape) for tensor in markers} == {("uint8", (72,))}
+    quantized = [module for module in plan.modules if module.disposition == "quantized"]
+    assert len(quantized) == 2 * 204
+    for module in quantized:
+        assert module.outputs["weight_scale"].shape == (module.source.out_features, 1)
+        assert module.marker == {
+            "format": "int8_tensorwise",
+            "convrot": True,
+            "convrot_groupsize": 256,
+        }
+    kept = [module for module in plan.modules if module.disposition == "protected"]
+    assert len(kept) == 2 * 7
+    assert {module.outputs["weight"].dtype for module in kept} == {"bfloat16"}
+
+
+def test_the_comfyui_fp8_recipe_has_one_scale_for_a_weight(ideogram4: ModuleType) -> None:
+    plan = ideogram_plan("ideogram-4-fp8-comfyui", ideogram4)
+    quantized = [module for module in plan.modules if module.disposition == "quantized"]
+    assert len(quantized) == 2 * 204
+    assert {module.outputs["weight_scale"].shape for module in quantized} == {()}
+    linears = sum(
+        linear.out_features * linear.in_features
+        for linear in ideogram4.linears()
+        if linear.name.startswith("layers.")
+    )
+    scales_and_markers = 204 * (4 + 27)
+    for file in plan.files:
+        # A byte for each number of the layers' linears, and two for all others.
+        data = 2 * ideogram4.BRANCH_PARAMETERS - linears + scales_and_markers
+        assert file.size - len(file.header) == data
+
+
+def test_the_nf4_recipe_has_blocks_of_64(ideogram4: ModuleType) -> None:
+    plan = ideogram_plan("ideogram-4-nf4-bitsandbytes", ideogram4)
+    quantized = [module for module in plan.modules if module.disposition == "quantized"]
+    assert len(quantized) == 2 * 211
+    for module in quantized:
+        numbers = module.source.out_features * module.source.in_features
+        assert module.outputs["weight"].shape == (numbers // 2, 1)
+        assert module.outputs["weight_scale"].shape == (numbers // 64,)
+        assert "second_scale" not in module.outputs
+    linears = sum(each.out_features * each.in_features for each in ideogram4.linears())
+    others = 2 * (ideogram4.BRANCH_PARAMETERS - linears)
+    for file in plan.files:
+        markers = sum(
+            tensor.nbytes for name, tensor in file.tensors.items() if "weight.quant" in name
+        )
+        assert file.size - len(file.header) == linears // 2 + linears // 16 + others + markers
+
+
+@pytest.mark.parametrize(("which", "published"), [("q8_0", 19.72), ("q4_k", 10.44)])
+def test_the_gguf_recipes_have_the_published_size(
+    which: str, published: float, ideogram4: ModuleType
+) -> None:
+    plan = ideogram_plan(f"ideogram-4-gguf-{which}", ideogram4)
+    (file,) = plan.files
+    assert file.path == f"ideogram4-{which}.gguf"
+    assert {name.partition(".")[0] for name in file.tensors} == {"cond", "uncond"}
+    quantized = [module for module in plan.modules if module.disposition == "quantized"]
+    assert len(quantized) == 422
+    other = {m.name: m.weight.format for m in quantized if m.weight.format != which}
+    assert other == ({} if which == "q8_0" else {"input_proj": "q8_0"})
+    # Published with biases and norms in F16: two bytes less for each of their numbers.
+    wide = sum(t.nbytes for t in file.tensors.values() if t.dtype == "float32")
+    assert (file.size - wide // 2) / 1e9 == pytest.approx(published, abs=0.005)
+    assert wide // 2 == 5_390_848
 
 
 # -- the table itself -----------------------------------------------------------------------------
