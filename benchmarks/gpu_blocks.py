@@ -74,7 +74,7 @@ def quantized(stack: Stack) -> Stack:
         assert made.smoothing is not None
         with torch.no_grad():
             made.weight.copy_(stored.codes)
-            made.weight_scale.copy_(stored.scale)
+            made.get_parameter("weight_scale").copy_(stored.scale)
             made.smoothing.copy_(factors)
         result.set_submodule(name, made)
     return result

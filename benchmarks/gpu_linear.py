@@ -54,7 +54,7 @@ def linear(out_features: int, in_features: int, smoothing: bool) -> QuantizedLin
     )
     with torch.no_grad():
         module.weight.random_(-127, 128)
-        module.weight_scale.uniform_(0.5e-3, 1e-3)
+        module.get_parameter("weight_scale").uniform_(0.5e-3, 1e-3)
         if module.smoothing is not None:
             module.smoothing.uniform_(0.5, 2.0)
     return module
@@ -127,7 +127,7 @@ def measure(
                     codes,
                     scale.view(-1),
                     m.weight.data,
-                    m.weight_scale.data,
+                    m.get_parameter("weight_scale").data,
                     None,
                     torch.bfloat16,
                     config,
@@ -141,7 +141,7 @@ def measure(
     if hopper.can_quantize(x):
         yield "ours: codes", time([lambda: hopper.quantize(x, smoothing)] * 8)
     weights = [m.weight.data for m in ours]
-    scales = ours[0].weight_scale.data
+    scales = ours[0].get_parameter("weight_scale").data
     eights = [w.view(FP8) for w in weights]
     for each in eights:  # no NaN: its patterns are the largest magnitudes
         each.view(torch.int8).bitwise_and_(-2)

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from quantrecipe.checkpoint import SourceReader
 from quantrecipe.checkpoint.errors import some
 from quantrecipe.converter.protocol import Converter, ErrorSums
 from quantrecipe.converter.units import Unit
 from quantrecipe.converter.working import BrokenConverter, UnitResult
 from quantrecipe.formats import sqnr_db
+from quantrecipe.formats.constants import CONSTANTS
+from quantrecipe.formats.memory import as_memory
+from quantrecipe.formats.stored import Fresh, StoredRows
 from quantrecipe.schema.lock import WeightError
 from quantrecipe.schema.plan import Plan, PlannedModule
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import ScaledWeight
+from quantrecipe.schema.tensors import TensorInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,28 @@ def weight_error(sums: ErrorSums) -> WeightError:
 
 def _is_rounded(module: PlannedModule) -> bool:
     return isinstance(module.weight, ScaledWeight) and not module.carried
+
+
+def check_constants(planned: Plan) -> None:
+    """Tensors of the source that have to say the same of every module do.
+
+    Raises:
+        InvalidInput: with every one that does not: its codes or scales stand for other numbers.
+    """
+    modules = [m.source for m in planned.modules if not CONSTANTS.isdisjoint(m.source.tensors)]
+    problems: list[Problem] = []
+    with SourceReader(planned.source_files) as reader:
+
+        def read(info: TensorInfo, start: int, out: Tensor) -> None:
+            reader.read_into(info, start, as_memory(out))
+
+        for module in modules:
+            try:
+                StoredRows(module, read, Fresh()).check_constants()
+            except InvalidInput as refused:
+                problems += refused.problems
+    if problems:
+        raise InvalidInput(problems)
 
 
 def check_bounds(planned: Plan, results: Sequence[ModuleResult]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quantrecipe.checkpoint import Staging, check_destination, lay_out, locate
 from quantrecipe.checkpoint.durable import output_error
-from quantrecipe.converter.checking import check_bounds, module_results
+from quantrecipe.converter.checking import check_bounds, check_constants, module_results
 from quantrecipe.converter.devices import CPU, check_devices
 from quantrecipe.converter.engine import Means, Worked, work
 from quantrecipe.converter.factor_stage import FACTORS_NAME, find_factors
@@ -132,6 +132,7 @@ def carry_out(
     kept = _read_from(planned, sidecars)
     _keep_source(kept, out, paths)
     check_destination(out, paths, force)
+    check_constants(planned)
     record = plan_record(planned, converter)
     with Staging(out, f"output-{plan_key(record)}") as staging:
         try:

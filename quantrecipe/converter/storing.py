@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantrecipe.formats.double_quantization import dynamic_map
+from quantrecipe.formats.constants import constant
 from quantrecipe.formats.dtypes import TORCH_DTYPES
-from quantrecipe.formats.nf4 import LEVELS
 from quantrecipe.schema.lock import Role
 from quantrecipe.schema.markers import marker_bytes
 from quantrecipe.schema.plan import PlannedModule
@@ -29,8 +28,4 @@ def written_anew(module: PlannedModule, role: Role, offset: Tensor | None) -> Te
         number = None if offset is None else float(offset)
         text = marker_bytes(module.marker, module.marker_length, number)
         return torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    if role == "code_map":
-        return torch.tensor(LEVELS)
-    if role == "scale_map":
-        return dynamic_map()
-    return torch.zeros(output.shape, dtype=TORCH_DTYPES[output.dtype])
+    return constant(role, output.shape, TORCH_DTYPES[output.dtype])

@@ -55,6 +55,11 @@ def dynamic_map() -> Tensor:
 
 
 @cache
+def _map_on(device: torch.device) -> Tensor:
+    return dynamic_map().to(device)
+
+
+@cache
 def _nearest() -> Tensor:
     """The code of each of the 65,536 steps from -1 to 1, uint8: that of the nearest number."""
     numbers = dynamic_map()
@@ -113,7 +118,7 @@ def decompress(codes: Tensor, maxima: Tensor, mean: Tensor) -> Tensor:
             f"{codes.numel()} scales have {blocks} maxima and one mean, "
             f"not {list(maxima.shape)} and {list(mean.shape)}"
         )
-    flat = dynamic_map().to(codes.device)[codes.flatten().int()]
+    flat = _map_on(codes.device)[codes.flatten().int()]
     each = maxima.repeat_interleave(BLOCK)[: codes.numel()]
     return flat.mul_(each).add_(mean).view(codes.shape)
 

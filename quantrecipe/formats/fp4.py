@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from quantrecipe.formats.nibbles import NibbleFormat, chunks, look_up
+from quantrecipe.formats.nibbles import NibbleFormat, chunks, look_up, table
 
 _MAGNITUDES: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -28,6 +28,20 @@ _EXPONENT: Final = 0x7F800000
 _ONE: Final = 127 << 23
 # One bit of mantissa is left of 23.
 _SHIFT: Final = 22
+
+
+_E4M3: Final = tuple(torch.tensor(LEVELS).to(torch.float8_e4m3fn).view(torch.uint8).tolist())
+
+
+def as_e4m3(codes: Tensor) -> Tensor:
+    """What codes stand for as float8_e4m3fn, which has every one of these numbers.
+
+    Args:
+        codes: uint8, each below 16.
+    """
+    patterns = table(_E4M3, torch.uint8, codes.device)
+    found = torch.index_select(patterns, 0, codes.reshape(-1).int())
+    return found.view(codes.shape).view(torch.float8_e4m3fn)
 
 
 class Fp4Format(NibbleFormat):

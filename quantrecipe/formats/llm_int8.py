@@ -21,6 +21,9 @@ from quantrecipe.schema.schemes import ScaledWeight
 _LARGEST: Final = 127.0
 _SMALLEST_DIVISOR: Final = 2.0**-120
 
+STEP: Final = 1.0 / _LARGEST
+"""What a code of 1 is of the scale; multiplied by in float32."""
+
 
 class LlmInt8Format(Int8Format):
     """LLM.int8() codes; a source may hold -128, which is read as -128 and never written."""
@@ -67,4 +70,4 @@ class LlmInt8Format(Int8Format):
 
 def _step(like: Tensor) -> Tensor:
     """1 / 127 in float32, where ``like`` is."""
-    return torch.full((), 1.0 / _LARGEST, device=like.device)
+    return torch.full((), STEP, device=like.device)

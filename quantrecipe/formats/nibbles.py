@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 import torch
@@ -38,8 +38,15 @@ def chunks(block: Tensor) -> tuple[Tensor, ...]:
     return torch.split(flat, _IN_CACHE) if block.device.type == "cpu" else (flat,)
 
 
-def look_up(levels: Sequence[float], codes: Tensor, out: Tensor) -> None:
+@cache
+def table(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on a device, where they stay: a copy to a GPU would have to be waited for."""
+    with torch.inference_mode(False):  # who comes next may not be in inference mode
+        return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def look_up(levels: tuple[float, ...], codes: Tensor, out: Tensor) -> None:
     """What each of the codes stands for, float32 into ``out``; only the low 4 bits count."""
-    table = torch.tensor(levels, device=codes.device)
+    numbers = table(levels, torch.float32, codes.device)
     for chunk, target in zip(chunks(codes), chunks(out), strict=True):
-        torch.index_select(table, 0, chunk.bitwise_and(LAST).int(), out=target)
+        torch.index_select(numbers, 0, chunk.bitwise_and(LAST).int(), out=target)

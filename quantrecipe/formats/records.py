@@ -129,7 +129,7 @@ class RecordFormat(ABC):
 
     def levels(self, codes: Tensor, zero_point: Tensor | None, group: tuple[int, int]) -> Tensor:
         """The decoded numbers, float32 ``[rows, in]``: nothing is left to multiply them by."""
-        return self._decode(self._as_records(codes)).view(len(codes), -1)
+        return self._decoded(codes, self._as_records(codes), None)
 
     def encode(
         self,
@@ -184,6 +184,9 @@ class RecordFormat(ABC):
         records = self._as_records(codes)
         if checked:
             self._refuse_scales(records, len(codes))
+        return self._decoded(codes, records, out)
+
+    def _decoded(self, codes: Tensor, records: Tensor, out: Tensor | None) -> Tensor:
         shape = len(codes), len(records) // len(codes) * self.numbers
         values = _output(out, shape, torch.float32, codes.device)
         if self._decode_loop is not None and _on_cpu(records, values):

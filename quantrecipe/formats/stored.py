@@ -14,12 +14,14 @@ from torch import Tensor
 
 from quantrecipe.formats import get_format, to_float32
 from quantrecipe.formats.arrangement import swizzle, unswizzle
+from quantrecipe.formats.constants import CONSTANTS, contradicts
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.packing import pack, pack_down, unpack, unpack_down
 from quantrecipe.formats.refusals import NonFinite, first_index
 from quantrecipe.formats.rotation import rotate_
 from quantrecipe.formats.two_level import TwoLevelScales, effective_scales
 from quantrecipe.schema.layout_reading import StoredModule
+from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.schemes import AnyWeight, PlainWeight, ScaledWeight
 from quantrecipe.schema.storage import TILE_COLUMNS, TILE_ROWS, Storage, padded
 from quantrecipe.schema.stored_weights import NESTED_BLOCK
@@ -67,9 +69,40 @@ class StoredRows:
         self._memory = memory
         self._effective: Tensor | None = None
         self._factors: Tensor | None = None
+        self._checked = False
+
+    def check_constants(self) -> None:
+        """Look at the tensors beside it that have to say the same of every module.
+
+        Raises:
+            InvalidInput: one says otherwise: codes or scales stand for other numbers.
+        """
+        if self._checked:
+            return
+        for role in sorted(CONSTANTS & self.module.tensors.keys()):
+            info = self.module.tensors[role]
+            stored = torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype])
+            self._read(info, 0, stored)
+            said = contradicts(role, stored)
+            if said is not None:
+                raise InvalidInput(
+                    Problem(
+                        "wrong-constant",
+                        said,
+                        hint="Such weights are not read; write the checkpoint again without them.",
+                        file=str(info.file),
+                        tensor=info.name,
+                    )
+                )
+        self._checked = True
 
     def codes(self, start: int, stop: int) -> Tensor:
-        """Rows of numbers, or of codes, unpacked: ``[rows, code columns]``."""
+        """Rows of numbers, or of codes, unpacked: ``[rows, code columns]``.
+
+        Raises:
+            InvalidInput: as ``check_constants``.
+        """
+        self.check_constants()
         module, weight = self.module, self.module.weight
         packing = module.stored("weight").packing
         rows, columns = stop - start, code_columns(weight, module.in_features)

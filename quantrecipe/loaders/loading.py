@@ -27,6 +27,7 @@ from quantrecipe.loaders.values import JUDGED, bad_number, is_good
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.problems import InvalidInput, Problem, QuantrecipeError
 from quantrecipe.schema.schemes import PlainWeight
+from quantrecipe.schema.storage import AS_IT_IS
 
 ROWS: Final = 4096
 """Rows of a call that a report takes for an ordinary one."""
@@ -173,8 +174,8 @@ def _call(
         dtype=dtype,
         device=device,
         code_dtype=module.level_dtype,
-        scale_dtype=module.weight_scale.dtype,
-        group=module.weight_format.group_shape(module.out_features, module.in_features),
+        scale_dtype=module.grid_dtype,
+        group=module.call_group,
         activation=activation_key(module.activation),
         smoothing=module.smoothing is not None,
         rotation=0 if module.rotation is None else module.rotation.size,
@@ -193,14 +194,15 @@ def _make_room(found: Match, kernel: str) -> None:
     found.swaps.clear()  # they hold the linears that were replaced
     for load in found.loads:
         wanted = load.wanted
-        _set(load, torch.empty(wanted.info.shape, dtype=wanted.dtype, device="meta"))
+        _set(load, torch.empty(wanted.shape, dtype=wanted.dtype, device="meta"))
     if any(load.wanted.device.type == "cuda" for load in found.loads):
         torch.cuda.empty_cache()
 
 
 def _fill(checkpoint: Checkpoint, found: Match) -> None:
     tensors, problems = read_tensors(checkpoint, [load.wanted for load in found.loads])
-    problems += _bad_numbers(found.loads, tensors)
+    foreign = checkpoint.recipe is None and checkpoint.lock is None
+    problems += _bad_numbers(found.loads, tensors, foreign)
     if problems:
         raise InvalidInput(_with_hint(problems))
     for load, tensor in zip(found.loads, tensors, strict=True):
@@ -219,7 +221,7 @@ def _with_hint(problems: list[Problem]) -> Iterator[Problem]:
         yield Problem(problem.kind, problem.message, hint, problem.file, tensor=problem.tensor)
 
 
-def _bad_numbers(loads: list[Load], tensors: list[Tensor]) -> list[Problem]:
+def _bad_numbers(loads: list[Load], tensors: list[Tensor], foreign: bool) -> list[Problem]:
     """Scales and factors that are not positive and finite; each device is asked once."""
     judged: dict[torch.device, list[tuple[Load, Tensor]]] = {}
     for load, tensor in zip(loads, tensors, strict=True):
@@ -228,23 +230,28 @@ def _bad_numbers(loads: list[Load], tensors: list[Tensor]) -> list[Problem]:
     problems: list[Problem | None] = []
     for pairs in judged.values():
         good = torch.stack(
-            [is_good(tensor, zero=_may_be_zero(load)) for load, tensor in pairs]
+            [is_good(tensor, zero=_may_be_zero(load, foreign)) for load, tensor in pairs]
         ).tolist()
         problems += [
-            bad_number(load.role, tensor, load.wanted.info, zero=_may_be_zero(load))
+            bad_number(load.role, tensor, load.wanted.info, zero=_may_be_zero(load, foreign))
             for (load, tensor), fine in zip(pairs, good, strict=True)
             if not fine
         ]
     return [problem for problem in problems if problem is not None]
 
 
-def _may_be_zero(load: Load) -> bool:
+def _may_be_zero(load: Load, foreign: bool) -> bool:
+    """Whether a scale of 0 is one: in some formats, and where another program wrote zeros so.
+
+    A code of fp8 may be no number, and by 0 it stays none.
+    """
     module = load.places[0].module
-    return (
-        load.role == "weight_scale"
-        and isinstance(module, QuantizedLinear)
-        and module.weight_format.has_zero_scales
-    )
+    if not isinstance(module, QuantizedLinear) or load.role == "smoothing":
+        return False
+    if load.role == "second_scale" and module.storage.get(load.role, AS_IT_IS).reciprocal:
+        return False
+    whole = foreign and module.level_dtype == torch.int8
+    return whole or module.weight_format.has_zero_scales
 
 
 def _set(load: Load, tensor: Tensor) -> None:
@@ -271,5 +278,5 @@ def _nbytes(found: Match) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for load in found.loads:
         wanted = load.wanted
-        counts[str(wanted.device)] += math.prod(wanted.info.shape) * wanted.dtype.itemsize
+        counts[str(wanted.device)] += math.prod(wanted.shape) * wanted.dtype.itemsize
     return dict(counts)

@@ -19,11 +19,11 @@ from quantrecipe.loaders.placement import Placement
 from quantrecipe.loaders.replacing import PARAMETRIZED, STORED, not_replaceable
 from quantrecipe.loaders.sites import Held, Model, Place, Site, dotted
 from quantrecipe.loaders.transfer import PIECE, Wanted
-from quantrecipe.schema.dtypes import is_plain
+from quantrecipe.schema.dtypes import BLOCK_DTYPES, is_plain
 from quantrecipe.schema.layout_reading import StoredModule
-from quantrecipe.schema.problems import Problem, closest
+from quantrecipe.schema.problems import InvalidInput, Problem, closest
 from quantrecipe.schema.schemes import PlainWeight
-from quantrecipe.schema.storage import Packing
+from quantrecipe.schema.storage import WRITTEN_ANEW
 from quantrecipe.schema.tensors import TensorInfo
 
 _COMPARED: Final = 50
@@ -85,7 +85,8 @@ def match(
 ) -> Match:
     """Decide from headers alone what becomes of every module and tensor.
 
-    Only copies of what the model has once are read: they have to be equal.
+    Only copies of what the model has once are read: they have to be equal; and tensors that say the
+    same of every module: they have to.
     """
     return _Matching(checkpoint, part, model, placement, dtype, kernel).run()
 
@@ -216,8 +217,12 @@ class _Matching:
         if device is None or made is None:
             return
         self.found.swaps.append(Swap(site, made, stored))
-        if "weight_shape" in stored.tensors:
-            self.found.left_out.append(stored.tensors["weight_shape"].name)
+        try:
+            self.checkpoint.stored(stored.name, self.part).check_constants()
+        except InvalidInput as refused:
+            self.found.problems += refused.problems
+        said = [role for role in stored.tensors if role in WRITTEN_ANEW]
+        self.found.left_out += [stored.tensors[role].name for role in said]
         for role in STORED:
             if role not in stored.tensors:
                 continue
@@ -226,11 +231,15 @@ class _Matching:
                 self._one_device(loads[role].wanted.device, device, place)
                 loads[role].places.append(place)
             else:
-                loads[role] = self._load(stored.tensors[role], device, role, [place])
+                held = made._parameters[made.names[role]]
+                assert held is not None
+                wanted = Wanted(
+                    stored.tensors[role], device, held.dtype, held.dtype, tuple(held.shape)
+                )
+                loads[role] = self._load(wanted, role, [place])
 
     def _made(self, module: nn.Linear, stored: StoredModule) -> QuantizedLinear | None:
         activation = self.activations.get(stored.name)
-        scale = stored.tensors["weight_scale"]
         assert not isinstance(stored.weight, PlainWeight)
         bias = stored.tensors.get("bias")
         made = QuantizedLinear(
@@ -241,8 +250,9 @@ class _Matching:
             smoothing="smoothing" in stored.tensors,
             rotation=stored.rotation,
             bias=module._parameters[_bias_name(module)] is not None,
-            scale_shape=scale.shape,
-            packings=packings(stored),
+            shapes=_shapes(stored),
+            storage=stored.storage,
+            scale_offset=stored.scale_offset,
             names=local_names(self.checkpoint.layout, self.part, stored),
             kernel=self.kernel,
             device="meta",
@@ -265,7 +275,8 @@ class _Matching:
         """Modules that the model has once are stored once, or the same way every time."""
         first = copies[0]
         for other in copies[1:]:
-            if other.rotation != first.rotation:
+            said = (other.rotation, other.storage, other.scale_offset)
+            if said != (first.rotation, first.storage, first.scale_offset):
                 self._differ(other.tensors["weight"], first.tensors["weight"])
             for role in STORED:
                 info, same = other.tensors.get(role), first.tensors.get(role)
@@ -306,7 +317,10 @@ class _Matching:
             if self._fits(name, held, places, info):
                 for place in places:
                     self._one_device(device, self._device(place.name, held.tensor), place)
-                load = self._load(info, device, "other", [self._now(place) for place in places])
+                wanted = Wanted(
+                    info, device, self._dtype(info), TORCH_DTYPES[info.dtype], info.shape
+                )
+                load = self._load(wanted, "other", [self._now(place) for place in places])
                 load.trainable = held.tensor.requires_grad and not any(
                     isinstance(place.module, QuantizedLinear) for place in load.places
                 )
@@ -412,9 +426,8 @@ class _Matching:
         tensor = module._parameters[local]
         return next(held for held in self.model.tensors if held.tensor is tensor)
 
-    def _load(self, info: TensorInfo, device: torch.device, role: str, places: list[Place]) -> Load:
-        dtype = self._dtype(info) if role == "other" else TORCH_DTYPES[info.dtype]
-        load = Load(Wanted(info, device, dtype), role, places)
+    def _load(self, wanted: Wanted, role: str, places: list[Place]) -> Load:
+        load = Load(wanted, role, places)
         self.found.loads.append(load)
         return load
 
@@ -458,10 +471,10 @@ class _Matching:
         )
 
 
-def packings(stored: StoredModule) -> dict[str, Packing]:
-    """How codes and zero points are packed, by role."""
-    found = {role: storage.packing for role, storage in stored.storage.items()}
-    return {role: packing for role, packing in found.items() if packing is not None}
+def _shapes(stored: StoredModule) -> dict[str, tuple[int, ...]]:
+    """What shapes its tensors have, by role, but for records: headers count their numbers."""
+    skipped = {"weight"} if stored.tensors["weight"].dtype in BLOCK_DTYPES else set()
+    return {role: info.shape for role, info in stored.tensors.items() if role not in skipped}
 
 
 def _bias_name(module: nn.Module) -> str:
@@ -510,11 +523,18 @@ def _alike(old: QuantizedLinear, new: QuantizedLinear) -> bool:
         old.weight_format == new.weight_format
         and old.activation == new.activation
         and old.names == new.names
-        and old.weight_scale.shape == new.weight_scale.shape
-        and old.packings == new.packings
-        and (old.smoothing is None) == (new.smoothing is None)
+        and old.storage == new.storage
+        and old.offset == new.offset
+        and all(_same_shape(old, new, role) for role in STORED)
         and old.rotation == new.rotation
     )
+
+
+def _same_shape(old: QuantizedLinear, new: QuantizedLinear, role: str) -> bool:
+    mine, other = (each._parameters[each.names[role]] for each in (old, new))
+    if mine is None or other is None:
+        return mine is other
+    return mine.shape == other.shape
 
 
 def _missing(name: str, hint: str | None) -> Problem:

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from quantrecipe.checkpoint.header import read_header
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.loaders.kernels import AUTO, find_kernel
-from quantrecipe.loaders.linear import QuantizedLinear
+from quantrecipe.loaders.linear import ROLES, QuantizedLinear
 from quantrecipe.schema.problems import InvalidInput, Problem, closest
 from quantrecipe.schema.quantization_config import (
     CONFIG_NAME,
@@ -26,7 +26,7 @@ from quantrecipe.schema.quantization_config import (
 from quantrecipe.schema.schemes import ScaledWeight
 from quantrecipe.schema.tensors import TensorInfo
 
-STORED: Final = ("weight", "weight_scale", "weight_zero_point", "smoothing")
+STORED: Final = tuple(role for role in ROLES if role != "bias")
 """What is never cast: codes, scales, zero points and factors."""
 
 _COMPARED: Final = 50
@@ -148,7 +148,7 @@ def _quantized(linear: nn.Linear, stored: ConfiguredModule, kernel: str) -> Quan
         smoothing=stored.smoothed,
         rotation=stored.rotation,
         bias=bias is not None,
-        scale_shape=() if stored.weight.granularity == "tensor" else None,
+        shapes={"weight_scale": ()} if stored.weight.granularity == "tensor" else None,
         kernel=kernel,
         device=linear.weight.device,
         dtype=None if bias is None else bias.dtype,

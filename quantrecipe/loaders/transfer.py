@@ -17,7 +17,6 @@ import torch
 import xxhash
 from torch import Tensor
 
-from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.memory import as_memory
 from quantrecipe.loaders.checkpoint import Checkpoint, damaged
 from quantrecipe.schema.problems import Problem
@@ -38,16 +37,15 @@ class Wanted:
         info: as it is stored.
         device: where it goes; nothing is read for the meta device.
         dtype: what it becomes there.
+        stored: what its bytes are numbers of; headers have other words for some.
+        shape: what it has there.
     """
 
     info: TensorInfo
     device: torch.device
     dtype: torch.dtype
-
-    @property
-    def stored(self) -> torch.dtype:
-        """The dtype that it is stored in."""
-        return TORCH_DTYPES[self.info.dtype]
+    stored: torch.dtype
+    shape: tuple[int, ...]
 
 
 def read_tensors(
@@ -110,7 +108,7 @@ class _Transfer:
                     wanted = self._wanted[index]
                     # Here, and so on the caller's stream: it will use them, and free them.
                     found[index] = torch.empty(
-                        wanted.info.shape, dtype=wanted.dtype, device=wanted.device
+                        wanted.shape, dtype=wanted.dtype, device=wanted.device
                     )
                     for span in self._spans(wanted, found[index]):
                         spans.append(span)

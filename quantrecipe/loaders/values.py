@@ -11,17 +11,18 @@ from quantrecipe.formats.refusals import first_index
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.tensors import TensorInfo
 
+_SCALE: Final = (
+    "bad-scale",
+    "scale {}: what it scales is lost",
+    "The file is damaged, or was written by a broken tool; convert again.",
+)
 _WORDS: Final = {
     "smoothing": (
         "bad-smoothing",
         "factor {}: activations cannot be divided by it",
         "Convert again from statistics that were measured.",
     ),
-    "weight_scale": (
-        "bad-scale",
-        "scale {}: what it scales is lost",
-        "The file is damaged, or was written by a broken tool; convert again.",
-    ),
+    **dict.fromkeys(("weight_scale", "second_scale", "scale_offset"), _SCALE),
 }
 JUDGED: Final = frozenset(_WORDS)
 """The roles whose numbers have to be positive and finite."""
@@ -45,4 +46,5 @@ def bad_number(
 
 
 def _good(tensor: Tensor, zero: bool) -> Tensor:
-    return torch.isfinite(tensor).logical_and_(tensor >= 0 if zero else tensor > 0)
+    numbers = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    return torch.isfinite(numbers).logical_and_(numbers >= 0 if zero else numbers > 0)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from quantrecipe.converter import convert
 from quantrecipe.loaders import QuantizedLinear, load_state_dict
 from quantrecipe.schema.problems import InvalidInput
-from tests.converter.making import Json, parsed, recipe, weight_spec
+from tests.converter.making import Json, parsed, raw, recipe, weight_spec
 from tests.converter.test_names import tiny_ideogram
 from tests.loaders.converted import (
     TOKEN,
     assert_same,
+    converted,
     fragment,
     library,
     set_fragment,
@@ -145,6 +146,54 @@ def test_a_model_is_loaded_as_it_is_stored(
             if n.rpartition(".")[0] not in quantized(model)
         }
         assert {p.dtype for p in plain.values()} == {dtype or torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("weight", "roles"),
+    [
+        (
+            {
+                "format": "nf4",
+                "granularity": "block",
+                "block_size": 64,
+                "double_quantized": True,
+            },
+            {"weight_scale", "second_scale", "scale_offset"},
+        ),
+        ({"format": "mxfp8", "granularity": "group"}, {"weight_scale"}),
+        ({"format": "mxfp4", "granularity": "group"}, {"weight_scale"}),
+        ({"format": "nvfp4", "granularity": "group"}, {"weight_scale", "second_scale"}),
+    ],
+    ids=["nf4 twice", "mxfp8", "mxfp4", "nvfp4"],
+)
+def test_formats_with_scales_of_their_own(tmp_path: Path, weight: Json, roles: set[str]) -> None:
+    torch.manual_seed(0)
+    plain = diffusers.PriorTransformer(
+        num_attention_heads=2,
+        attention_head_dim=32,
+        num_layers=1,
+        embedding_dim=64,
+        num_embeddings=4,
+        additional_embeddings=4,
+    ).eval()
+    plain.save_pretrained(tmp_path / "in")
+    modules = ["transformer_blocks.**.{to_q,to_k,to_v,to_out.0}"]
+    out = converted(tmp_path / "in", tmp_path / "out", modules, weight, activation=None, file=FILE)
+    model = diffusers.PriorTransformer.from_pretrained(out).eval()
+    stored = written(out)
+    assert len(quantized(model)) == 4
+    for name, module in quantized(model).items():
+        for role in {"weight", *roles}:
+            tensor, expected = module.get_parameter(role), stored[f"{name}.{role}"]
+            assert tensor.dtype == expected.dtype
+            assert raw(tensor.detach()) == raw(expected)
+    ours.set_kernel(model, "reference")
+    plain.load_state_dict(load_state_dict(out))
+    x = torch.randn(1, 64), 1, torch.randn(1, 64), torch.randn(1, 4, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(*x).predicted_image_embedding, plain(*x)[0])
+    model.save_pretrained(tmp_path / "again")
+    assert_same(out, tmp_path / "again")
 
 
 @pytest.mark.parametrize("part", PARTS)

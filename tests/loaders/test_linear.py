@@ -46,6 +46,7 @@ def filled(module: QuantizedLinear, seed: int = 0) -> QuantizedLinear:
 
     stored = quantize(random(module.out_features, module.in_features), module.weight_format)
     assert stored.scale is not None
+    assert module.weight_scale is not None
     with torch.no_grad():
         module.weight.copy_(stored.codes)
         module.weight_scale.copy_(stored.scale.view(module.weight_scale.shape))
@@ -64,6 +65,7 @@ def w8a8(**options: object) -> QuantizedLinear:
 def test_weight_only_is_a_linear_with_the_weight_it_stands_for(weight: AnyScaledWeight) -> None:
     module = filled(QuantizedLinear(24, 17, weight))
     x = torch.randn(3, 5, 24)
+    assert module.weight_scale is not None
     plain = dequantize(
         module.weight.detach(),
         module.weight_scale.detach().view(weight.scale_grid(17, 24)),
@@ -76,7 +78,7 @@ def test_weight_only_is_a_linear_with_the_weight_it_stands_for(weight: AnyScaled
 
 
 def test_state_dict_has_the_names_of_the_layout() -> None:
-    module = w8a8(names=NAMES, scale_shape=(17,))
+    module = w8a8(names=NAMES, shapes={"weight_scale": (17,)})
     state = module.state_dict()
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {
         "wq": (17, 24),
@@ -84,7 +86,9 @@ def test_state_dict_has_the_names_of_the_layout() -> None:
         "smooth": (24,),
         "bias": (17,),
     }
-    other = QuantizedLinear(24, 17, CHANNEL, TOKEN, smoothing=True, names=NAMES, scale_shape=(17,))
+    other = QuantizedLinear(
+        24, 17, CHANNEL, TOKEN, smoothing=True, names=NAMES, shapes={"weight_scale": (17,)}
+    )
     other.load_state_dict(state)
     x = torch.randn(4, 24)
     assert torch.equal(other(x), module(x))

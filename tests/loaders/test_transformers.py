@@ -42,13 +42,9 @@ def quiet() -> Iterator[None]:
 
 def bert(folder: Path, **options: Any) -> Any:
     torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, **options}
     config = transformers.BertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        vocab_size=50,
-        **options,
+        num_hidden_layers=2, num_attention_heads=2, vocab_size=50, **sizes
     )
     model = transformers.BertModel(config).eval()
     model.save_pretrained(folder)
@@ -119,6 +115,41 @@ def test_a_model_is_loaded_as_it_is_stored(tiny: Path, dtype: torch.dtype) -> No
             assert not tensor.requires_grad
         assert module.bias is not None
         assert module.bias.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("weight", "roles"),
+    [
+        ({"format": "nf4", "granularity": "block", "block_size": 64}, {"weight_scale"}),
+        (
+            {
+                "format": "nf4",
+                "granularity": "block",
+                "block_size": 64,
+                "double_quantized": True,
+            },
+            {"weight_scale", "second_scale", "scale_offset"},
+        ),
+        ({"format": "mxfp8", "granularity": "group"}, {"weight_scale"}),
+        ({"format": "mxfp4", "granularity": "group"}, {"weight_scale"}),
+        ({"format": "nvfp4", "granularity": "group"}, {"weight_scale", "second_scale"}),
+    ],
+    ids=["nf4", "nf4 twice", "mxfp8", "mxfp4", "nvfp4"],
+)
+def test_formats_with_scales_of_their_own(tmp_path: Path, weight: Json, roles: set[str]) -> None:
+    plain = bert(tmp_path / "in", hidden_size=64, intermediate_size=64)
+    out = converted(tmp_path / "in", tmp_path / "out", BERT, weight, activation=None)
+    model = transformers.AutoModel.from_pretrained(out)
+    stored = written(out)
+    for name, module in quantized(model).items():
+        for role in {"weight", *roles}:
+            tensor = module.get_parameter(role)
+            assert raw(tensor.detach()) == raw(stored[f"{name}.{role}"])
+            assert tensor.dtype == stored[f"{name}.{role}"].dtype
+    assert ours.set_kernel(model, "reference") == 12
+    torch.testing.assert_close(hidden(model), hidden(with_dequantized(plain, out)))
+    model.save_pretrained(tmp_path / "again")
+    assert_same(out, tmp_path / "again")
 
 
 def test_it_computes_what_the_weights_stand_for(tmp_path: Path) -> None:
@@ -226,7 +257,9 @@ def test_a_model_that_asks_for_the_dtype_of_a_weight(tmp_path: Path, dtype: torc
     modules = ["**.{q,k,v,o,wi,wo}"]
     out = converted(tmp_path / "in", tmp_path / "out", modules, weight, activation=None)
     model = transformers.T5EncoderModel.from_pretrained(out, dtype=dtype)
-    assert {m.weight_scale.dtype for m in quantized(model).values()} == {torch.bfloat16}
+    assert {m.get_parameter("weight_scale").dtype for m in quantized(model).values()} == {
+        torch.bfloat16
+    }
     reference = hidden(with_dequantized(plain, out))
     allowed = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}[dtype]
     difference = (hidden(model).float() - reference).norm() / reference.norm()

@@ -1,20 +1,30 @@
 """The operators behind every quantized linear, ``torch.ops.quantrecipe.linear`` above all.
 
-A weight whose codes are packed goes through ``levels`` first: what its codes stand for, in a dtype
-that kernels multiply by scales as they do codes. Compilers, exporters and CUDA graphs see opaque
+A weight whose codes are packed, or lie in records, goes through ``levels`` first: what its codes
+stand for, in a dtype that kernels multiply by scales as they do codes. Scales that are not stored
+as they multiply go through ``scales``. Compilers, exporters and CUDA graphs see opaque
 operators whose results' shapes they know; kernels are chosen inside, call by call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from quantrecipe.formats import get_format
+from quantrecipe.formats.arrangement import unswizzle
+from quantrecipe.formats.double_quantization import decompress
+from quantrecipe.formats.fp4 import as_e4m3
+from quantrecipe.formats.ggml import RECORD_FORMATS
+from quantrecipe.formats.llm_int8 import STEP
+from quantrecipe.formats.nvfp4 import multiplied
 from quantrecipe.formats.packing import unpack, unpack_down
+from quantrecipe.formats.records import RecordFormat
 from quantrecipe.loaders.kernels.arithmetic import dequantize_weight, turned
 from quantrecipe.loaders.kernels.call import LinearCall
 from quantrecipe.loaders.kernels.choosing import choose
@@ -39,8 +49,25 @@ _LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
-LEVEL_DTYPES: Final = {"int4": torch.int8, "nf4": torch.float32}
-"""What the codes of packed formats become: int4 less the zero points, nf4's own numbers."""
+_LIBRARY.define(
+    "scales(Tensor weight_scale, Tensor? second_scale, Tensor? offset, float? offset_number, "
+    "int[2] grid, str format, str arrangement, bool reciprocal) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+LEVEL_DTYPES: Final = MappingProxyType(
+    {
+        "int4": torch.int8,
+        "nf4": torch.float32,
+        "mxfp4": torch.float8_e4m3fn,
+        "nvfp4": torch.float8_e4m3fn,
+        **dict.fromkeys(RECORD_FORMATS, torch.float32),
+    }
+)
+"""What the codes of packed formats and of records become: int4 less the zero points, nf4's own
+numbers, those of e2m1 as e4m3, which has them all, and records the numbers that they stand for."""
+
+_E2M1: Final = frozenset({"mxfp4", "nvfp4"})
 
 
 def _linear(
@@ -130,11 +157,21 @@ def _levels(
     packing: str,
     zero_point_packing: str,
 ) -> Tensor:
+    if not packing:
+        return _records(format).levels(weight, None, (group[0], group[1]))
     codes = unpack(weight, _PACKINGS[packing], columns)
+    if format in _E2M1:
+        return as_e4m3(codes)
     if zero_point is not None and zero_point_packing:
         rows = -(-len(weight) // group[0])
         zero_point = unpack_down(zero_point, _PACKINGS[zero_point_packing], rows)
     return get_format(format).levels(codes, zero_point, (group[0], group[1]))
+
+
+@cache
+def _records(format: str) -> RecordFormat:
+    """A format of records; on a CPU its loops are compiled, if there is what compiles them."""
+    return RECORD_FORMATS[format].compiled()
 
 
 def _levels_shape(
@@ -147,6 +184,47 @@ def _levels_shape(
     zero_point_packing: str,
 ) -> Tensor:
     return weight.new_empty((weight.shape[0], columns), dtype=LEVEL_DTYPES[format])
+
+
+def _scales(
+    weight_scale: Tensor,
+    second_scale: Tensor | None,
+    offset: Tensor | None,
+    offset_number: float | None,
+    grid: Sequence[int],
+    format: str,
+    arrangement: str,
+    reciprocal: bool,
+) -> Tensor:
+    rows, columns = grid
+    scale = unswizzle(weight_scale, rows, columns) if arrangement != "rows" else weight_scale
+    scale = scale.view(rows, columns)
+    if second_scale is not None:
+        if offset is None and offset_number is not None:
+            offset = torch.full((1,), offset_number, device=scale.device)
+        second = second_scale.view(-1)
+        second = second.reciprocal() if reciprocal else second
+        if format != "nf4":
+            return multiplied(scale, second)
+        if offset is None:
+            raise ValueError("double-quantized scales need the mean that was taken off them")
+        return decompress(scale, second, offset)
+    result = torch.empty(scale.shape, device=scale.device)
+    result.copy_(scale)
+    return result.mul_(STEP) if format == "llm_int8" else result
+
+
+def _scales_shape(
+    weight_scale: Tensor,
+    second_scale: Tensor | None,
+    offset: Tensor | None,
+    offset_number: float | None,
+    grid: Sequence[int],
+    format: str,
+    arrangement: str,
+    reciprocal: bool,
+) -> Tensor:
+    return weight_scale.new_empty((grid[0], grid[1]), dtype=torch.float32)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -177,7 +255,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
 _LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
 _LIBRARY.impl("levels", _levels, "CompositeExplicitAutograd")
+_LIBRARY.impl("scales", _scales, "CompositeExplicitAutograd")
 torch.library.register_fake("quantrecipe::levels", _levels_shape, lib=_LIBRARY)
+torch.library.register_fake("quantrecipe::scales", _scales_shape, lib=_LIBRARY)
 torch.library.register_fake("quantrecipe::linear", _linear_shape, lib=_LIBRARY)
 torch.library.register_fake("quantrecipe::dequantize", _dequantize_shape, lib=_LIBRARY)
 torch.library.register_autograd("quantrecipe::linear", _backward, setup_context=_keep, lib=_LIBRARY)
