@@ -23,7 +23,7 @@ from quantrecipe.schema.dtypes import BLOCK_DTYPES, is_plain
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.problems import InvalidInput, Problem, closest
 from quantrecipe.schema.schemes import PlainWeight
-from quantrecipe.schema.storage import WRITTEN_ANEW
+from quantrecipe.schema.storage import WRITTEN_ANEW, padded
 from quantrecipe.schema.tensors import TensorInfo
 
 _COMPARED: Final = 50
@@ -173,12 +173,29 @@ class _Matching:
         for site, copies in sites.values():
             problem = _compiled(site, copies[0]) or _not_a_linear(site.module, copies[0])
             if problem is not None:
-                self._problem(*problem[:2], copies[0].tensors["weight"], problem[2])
+                hint = problem[2] or self._filled_up(site.module, copies[0])
+                self._problem(*problem[:2], copies[0].tensors["weight"], hint)
                 self._fill(self._inside(site))
                 continue
             tied.setdefault(id(site.module.weight), []).append((site, copies))
         for group in tied.values():
             self._tied(group, plain)
+
+    def _filled_up(self, module: nn.Module, stored: StoredModule) -> str | None:
+        """Why a weight is larger than the model's, where its program fills weights up."""
+        if isinstance(stored.weight, PlainWeight):
+            return None
+        holds = self.checkpoint.layout.holds.get(stored.weight.format)
+        if holds is None or holds.multiples is None or not isinstance(module, nn.Linear):
+            return None
+        sizes = module.out_features, module.in_features
+        filled = tuple(map(padded, sizes, holds.multiples))
+        if filled != (stored.out_features, stored.in_features):
+            return None
+        return (
+            f"The program that wrote it fills weights up to multiples of {list(holds.multiples)}. "
+            "Convert this module anew, in another layout or in a plain dtype."
+        )
 
     def _inside(self, *sites: Site) -> list[Place]:
         modules = {id(module) for site in sites for module in site.module.modules()}

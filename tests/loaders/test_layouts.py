@@ -156,7 +156,7 @@ def test_what_is_held_is_what_is_stored(tmp_path: Path, way: tuple[str, Json]) -
     assert sum(info.nbytes for info in infos) - stored < 2048
 
 
-STEPS = {
+STEPS: dict[str, int] = {
     **dict.fromkeys(("q8_0", "q4_0", "mxfp8", "mxfp4"), 32),
     **dict.fromkeys(("q4_k", "q6_k"), 256),
     "nvfp4": 16,
@@ -172,7 +172,8 @@ def odd_ways(draw: st.DrawFn) -> tuple[str, Json, int, int]:
     layout, weight = draw(st.sampled_from(WAYS))
     held = resolve_layout(layout).holds.get(weight["format"])
     rows, columns = (1, 1) if held is None or held.multiples is None else held.multiples
-    step: int = max(columns, STEPS.get(weight["format"], weight.get("group_size", 1)))
+    group: int = weight.get("group_size", 1)
+    step = max(columns, STEPS.get(weight["format"], group))
     out_features = rows * draw(st.integers(1, 4 if rows > 1 else 140))
     return layout, weight, out_features, step * draw(st.integers(1, 2))
 
@@ -368,6 +369,18 @@ def test_numbers_that_mean_nothing_or_something_else(
         }
         with pytest.raises(InvalidInput, match=r"stand for other numbers|zero points"):
             convert(parsed(back), file, tmp_path / "back")
+
+
+def test_a_weight_that_was_filled_up() -> None:
+    path = GOLDEN / "comfyui-nvfp4.safetensors"
+    numbers = load_state_dict(path, layout="comfyui")
+    shapes = {n[:-7]: tuple(t.shape) for n, t in numbers.items() if n.endswith(".weight")}
+    model = Holder(shapes | {"layers.0.feed_forward.w3": (129, 66)})
+    with pytest.raises(InvalidInput, match=r"fills weights up to multiples of \[16, 16\]") as error:
+        load_model(model, path, layout="comfyui")
+    (problem,) = error.value.problems
+    assert problem.kind == "misshaped-tensor"
+    assert problem.tensor == "layers.0.feed_forward.w3.weight"
 
 
 # Checkpoints of other programs
