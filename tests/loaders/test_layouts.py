@@ -388,7 +388,6 @@ def test_a_weight_that_was_filled_up() -> None:
 UNREAD = {
     "bitsandbytes-nf4",  # blocks run over the ends of rows
     "bitsandbytes-nf4-nested",
-    "comfyui-mxfp8",  # rows are padded
     "gguf-mxfp4",
     "gguf-q4",
     "gguf-q5",
