@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from quantrecipe.cli.examining import Examined
+from quantrecipe.cli.examining import Examined, rotated
 from quantrecipe.schema.base import SOURCE_PATH
 from quantrecipe.schema.drafting import DraftSource, draft_recipe
 from quantrecipe.schema.problems import InvalidInput, Problem
@@ -28,7 +28,7 @@ def draft_of(result: Examined, path: Path, file: Path | None) -> tuple[str, list
         raise InvalidInput(
             Problem(
                 "not-readable-yet",
-                f"a recipe cannot read layout {names} yet",
+                f"a recipe cannot read layout {names}",
                 hint="Draft from the checkpoint that it was made from, or name readable parts "
                 "(--part NAME=LOCATION).",
                 file=str(path),
@@ -36,7 +36,10 @@ def draft_of(result: Examined, path: Path, file: Path | None) -> tuple[str, list
         )
     pieces = result.survey.pieces
     readings = recognise_together(
-        [piece.parts for piece in pieces], result.layouts, named=result.named
+        [piece.parts for piece in pieces],
+        result.layouts,
+        named=result.named,
+        methods=result.methods,
     )
     sources: list[DraftSource] = []
     notes: list[str] = []
@@ -44,7 +47,7 @@ def draft_of(result: Examined, path: Path, file: Path | None) -> tuple[str, list
     for piece, reading in zip(pieces, readings, strict=True):
         why = _left_out(reading)
         if why is None:
-            sources.append(DraftSource(piece.location, reading))
+            sources.append(DraftSource(piece.location, rotated(reading, result)))
         else:
             refused += reading.problems
             notes.append(f"{piece.location} is left out of the recipe: {why}")

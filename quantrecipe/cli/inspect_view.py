@@ -10,11 +10,13 @@ from typing import Any, Final
 from quantrecipe.cli.examining import Examined
 from quantrecipe.cli.tables import human_bytes, human_count, table
 from quantrecipe.schema.canonical import recipe_digest
-from quantrecipe.schema.inspection import PartReport, formats_used
+from quantrecipe.schema.inspection import ModuleGroup, PartReport, formats_used
 from quantrecipe.schema.planning import METADATA_KEY
 from quantrecipe.schema.problems import Problem
+from quantrecipe.schema.storage import WRITTEN_ANEW
 
 _LONGEST: Final = 72
+_ALWAYS: Final = frozenset({"weight", "weight_scale", "second_scale", "marker", *WRITTEN_ANEW})
 _FEW: Final = 3
 _MOST_ROWS: Final = 60
 
@@ -45,6 +47,7 @@ def inspection_json(result: Examined) -> dict[str, Any]:
         ],
         "sidecars": result.sidecars,
         "notes": result.notes,
+        "not_read": [problem.as_dict() for problem in result.not_read],
         "problems": [problem.as_dict() for problem in result.problems],
     }
 
@@ -119,7 +122,7 @@ def _layouts(parts: Iterable[PartReport]) -> dict[tuple[str, str], list[str]]:
     for part in parts:
         layout = part.layout or "unknown"
         if part.foreign is not None:
-            layout = f"{part.foreign}, which is not readable yet"
+            layout = f"{part.foreign}, which is not read"
         found.setdefault((layout, part.reason), []).append(part.name)
     return found
 
@@ -161,9 +164,8 @@ def _part_blocks(parts: Sequence[PartReport], every: bool) -> Iterator[str]:
         (
             group.pattern,
             list(group.shape),
-            " ".join(filter(None, (group.format, group.granularity))),
-            " + ".join(role for role in group.roles if role not in ("weight", "weight_scale"))
-            or "-",
+            _stored_as(group),
+            " + ".join(role for role in group.roles if role not in _ALWAYS) or "-",
             f"x{group.count}",
             human_bytes(group.nbytes),
         )
@@ -187,6 +189,11 @@ def _part_blocks(parts: Sequence[PartReport], every: bool) -> Iterator[str]:
         yield _cut(others, (title, "SHAPE", "DTYPE", "", "BYTES"), "lllrr", every)
 
 
+def _stored_as(group: ModuleGroup) -> str:
+    text = " ".join(filter(None, (group.format, group.granularity)))
+    return text if group.rotation is None else f"{text}, rotated by {group.rotation}"
+
+
 def _cut(rows: Sequence[Sequence[object]], headers: Sequence[str], align: str, every: bool) -> str:
     if every or len(rows) <= _MOST_ROWS:
         return table(rows, headers, align)
@@ -197,7 +204,8 @@ def _cut(rows: Sequence[Sequence[object]], headers: Sequence[str], align: str, e
 def _verdict(result: Examined, every: bool) -> Iterator[str]:
     problems = result.problems
     if not problems:
-        known = ", as far as can be told of a layout that is not read" if result.foreign else ""
+        partly = result.foreign or result.not_read
+        known = ", as far as can be told of what is not read" if partly else ""
         yield f"Nothing looks wrong{known}."
         return
     yield f"WHAT LOOKS WRONG ({len(problems)})"

@@ -1,4 +1,8 @@
-"""A first recipe for a checkpoint: int8 W8A8 for its linears, everything doubtful protected."""
+"""A first recipe for a checkpoint: int8 W8A8 for its linears, everything doubtful protected.
+
+What is stored in 4 bits, or rotated, is carried over code by code: quantized once more, it would be
+larger or lose again. Everything else that is quantized already is read and quantized to int8.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.recognition import Reading
-from quantrecipe.schema.schemes import PlainWeight
+from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
 
 # The planner refuses wildcards that take these, so a draft has to know them as the planner does.
 from quantrecipe.schema.selection import EMBEDDING_NAMES
@@ -85,7 +89,8 @@ def draft_recipe(
         for source in sources
         for part, contents in source.reading.contents.items()
     }
-    rules, protected = _entries(modules)
+    schemes = _Schemes()
+    rules, protected = _entries(modules, schemes)
     if not rules:
         raise InvalidInput(
             Problem(
@@ -99,7 +104,7 @@ def draft_recipe(
     document: dict[str, Any] = {
         "kind": "recipe",
         "version": 1,
-        "name": f"{slug(name)}-int8-w8a8",
+        "name": f"{slug(name)}-{'int8-w8a8' if SCHEME in schemes.used else 'kept'}",
         "description": "A draft from the checkpoint's headers: look through what is protected.",
         "source": {
             "layout": sources[0].reading.layout.name,
@@ -108,15 +113,10 @@ def draft_recipe(
                 part.name: source.location for source in sources for part in source.reading.parts
             },
         },
-        "schemes": {
-            SCHEME: {
-                "weight": {"format": "int8", "granularity": "channel"},
-                "activation": {"format": "int8", "granularity": "token", "dynamic": True},
-            }
-        },
+        "schemes": schemes.used,
         "rules": rules,
         "protected": protected,
-        "target": _target(sources),
+        "target": _target(sources, carried=schemes.used.keys() != {SCHEME}),
         "bounds": {"min_weight_sqnr_db": 30},
     }
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
@@ -154,14 +154,53 @@ class _Fate:
 
     dtype: str
     reason: str
+    scheme: str = ""
+
+
+class _Schemes:
+    """The schemes that a draft uses, by name."""
+
+    def __init__(self) -> None:
+        self.used: dict[str, dict[str, Any]] = {}
+
+    def quantizing(self) -> str:
+        """That of int8 W8A8."""
+        self.used[SCHEME] = {"weight": _INT8, "activation": _TOKENS}
+        return SCHEME
+
+    def carrying(self, module: StoredModule) -> str:
+        """One that a module fulfils as it is stored."""
+        weight = module.weight.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        wanted: dict[str, Any] = {"weight": weight}
+        if module.rotation is not None:
+            wanted["rotation"] = module.rotation.model_dump(mode="json")
+        if module.weight.format == "int8":
+            wanted["activation"] = _TOKENS
+        name = stem = f"kept-{module.weight.format.replace('_', '-')}"
+        number = 2
+        while self.used.setdefault(name, wanted) != wanted:
+            name, number = f"{stem}-{number}", number + 1
+        return name
+
+
+_INT8: Final = {"format": "int8", "granularity": "channel"}
+_TOKENS: Final = {"format": "int8", "granularity": "token", "dynamic": True}
+
+
+def _is_carried(module: StoredModule) -> bool:
+    rotated = module.rotation is not None and isinstance(module.weight, ScaledWeight)
+    return rotated or module.weight.format in _FOUR_BITS
+
+
+_FOUR_BITS: Final = ("int4", "nf4", "mxfp4", "nvfp4")
 
 
 def _entries(
-    modules: Mapping[str, Mapping[str, StoredModule]],
+    modules: Mapping[str, Mapping[str, StoredModule]], schemes: _Schemes
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rules and protected entries; parts with the same modules share theirs."""
     alike: dict[frozenset[tuple[str, _Fate]], list[str]] = {}
-    fates = {part: _fates(found) for part, found in modules.items()}
+    fates = {part: _fates(found, schemes) for part, found in modules.items()}
     for part, decided in fates.items():
         alike.setdefault(frozenset(decided.items()), []).append(part)
     rules: list[dict[str, Any]] = []
@@ -178,7 +217,7 @@ def _entries(
                 entry |= {"dtype": fate.dtype}
                 protected.append(entry | _counted(names, parts) | {"reason": fate.reason})
             else:
-                rules.append(entry | {"scheme": SCHEME} | _counted(names, parts))
+                rules.append(entry | {"scheme": fate.scheme} | _counted(names, parts))
     return rules, protected
 
 
@@ -186,21 +225,25 @@ def _counted(names: Sequence[str], parts: Sequence[str]) -> dict[str, int]:
     return {"count": len(names) * len(parts)}
 
 
-def _fates(modules: Mapping[str, StoredModule]) -> dict[str, _Fate]:
-    fates = {name: _fate(name, module, small=True) for name, module in modules.items()}
+def _fates(modules: Mapping[str, StoredModule], schemes: _Schemes) -> dict[str, _Fate]:
+    fates = {name: _fate(name, module, schemes, small=True) for name, module in modules.items()}
     if all(fate.reason for fate in fates.values()):
         # In a toy model everything is small; there is still something to show in it.
-        fates = {name: _fate(name, module, small=False) for name, module in modules.items()}
+        fates = {
+            name: _fate(name, module, schemes, small=False) for name, module in modules.items()
+        }
     return fates
 
 
-def _fate(name: str, module: StoredModule, *, small: bool) -> _Fate:
+def _fate(name: str, module: StoredModule, schemes: _Schemes, *, small: bool) -> _Fate:
+    if _is_carried(module) and EMBEDDING_NAMES.matches(name) is None:
+        return _Fate("", "", schemes.carrying(module))
     for reason, holds in _REASONS:
         if holds(name, module) and (small or reason != _SMALL):
             weight = module.weight
             dtype = weight.format if isinstance(weight, PlainWeight) else "bfloat16"
             return _Fate(dtype, reason)
-    return _Fate("", "")
+    return _Fate("", "", schemes.quantizing())
 
 
 def _is_small(name: str, module: StoredModule) -> bool:
@@ -231,10 +274,13 @@ _REASONS: Final[tuple[tuple[str, Callable[[str, StoredModule], bool]], ...]] = (
 )
 
 
-def _target(sources: Sequence[DraftSource]) -> dict[str, Any]:
-    """Parts that shared files share one again; others get each their own."""
+def _target(sources: Sequence[DraftSource], *, carried: bool) -> dict[str, Any]:
+    """Parts that shared files share one again; others get each their own.
+
+    What is carried over goes into the one layout that has a place for all of it.
+    """
     parts = [part for source in sources for part in source.reading.parts]
-    target: dict[str, Any] = {"layout": "int8-scaled"}
+    target: dict[str, Any] = {"layout": "quantrecipe" if carried else "int8-scaled"}
     if len(parts) == 1:
         target["file"] = _file(sources[0].stem)
     elif len(sources) == 1:

@@ -10,14 +10,7 @@ from quantrecipe.schema.foreign_layouts import Sighting
 from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.name_groups import collapse, natural, skeleton
 from quantrecipe.schema.recognition import Reading
-from quantrecipe.schema.schemes import (
-    AnyWeight,
-    Float8Block,
-    Int4Group,
-    Int8Group,
-    Nf4,
-    ScaledWeight,
-)
+from quantrecipe.schema.schemes import AnyWeight, ScaledWeight
 from quantrecipe.schema.tensors import SourcePart, TensorInfo
 
 
@@ -29,6 +22,9 @@ class ModuleGroup:
         pattern: matches exactly these modules.
         shape: out and in features.
         format, granularity, scale_dtype: how their weights are stored; ``None`` without scales.
+        group_size: how many rows and columns share a scale, unless all of a row or a weight do.
+        second_level: what a second level of scales is stored in.
+        rotation: how many columns were rotated together, where they were.
         roles: what each consists of.
         count, parameters, nbytes: of all of them; bytes include scales and biases.
     """
@@ -38,6 +34,9 @@ class ModuleGroup:
     format: str
     granularity: str | None
     scale_dtype: str | None
+    group_size: tuple[int, int] | None
+    second_level: str | None
+    rotation: int | None
     roles: tuple[str, ...]
     count: int
     parameters: int
@@ -154,7 +153,13 @@ def group_modules(modules: Iterable[StoredModule]) -> tuple[ModuleGroup, ...]:
     families: dict[tuple[object, ...], dict[str, StoredModule]] = {}
     for module in modules:
         shape = (module.out_features, module.in_features)
-        key = (skeleton(module.name), shape, module.weight, tuple(module.tensors))
+        key = (
+            skeleton(module.name),
+            shape,
+            module.weight,
+            module.rotation,
+            tuple(module.tensors),
+        )
         families.setdefault(key, {})[module.name] = module
     groups = []
     for family in families.values():
@@ -168,6 +173,9 @@ def group_modules(modules: Iterable[StoredModule]) -> tuple[ModuleGroup, ...]:
                     format=first.weight.format,
                     granularity=granularity_text(first.weight),
                     scale_dtype=_scale_dtype(first.weight),
+                    group_size=group_size(first.weight),
+                    second_level=_second_level(first),
+                    rotation=first.rotation.size if first.rotation is not None else None,
                     roles=tuple(first.tensors),
                     count=len(mine),
                     parameters=first.out_features * first.in_features * len(mine),
@@ -210,18 +218,27 @@ def formats_used(parts: Iterable[PartReport]) -> tuple[FormatUse, ...]:
 
 
 def granularity_text(weight: AnyWeight) -> str | None:
-    """``channel``, ``group 64``, ``block 128x128``; ``None`` without scales."""
+    """``channel``, ``group 64``, ``block 128x128``; ``None`` without scales.
+
+    Scales of two levels and zero points are said too: ``group 16, two levels``.
+    """
     if not isinstance(weight, ScaledWeight):
         return None
-    if isinstance(weight, Int4Group):
-        return f"group {weight.group_size}" + ("" if weight.symmetric else " with zero points")
-    if isinstance(weight, Nf4):
-        return f"block {weight.block_size}"
-    if isinstance(weight, Int8Group):
-        return f"group {weight.group_size}"
-    if isinstance(weight, Float8Block):
-        return f"block {weight.block_size[0]}x{weight.block_size[1]}"
-    return weight.granularity
+    text: str = weight.granularity
+    size = group_size(weight)
+    if size is not None:
+        rows, columns = size
+        text += f" {columns}" if rows == 1 else f" {rows}x{columns}"
+    if weight.has_zero_points:
+        text += " with zero points"
+    return text + (", two levels" if weight.has_two_levels else "")
+
+
+def group_size(weight: AnyWeight) -> tuple[int, int] | None:
+    """How many rows and columns share a scale, unless all of a row or all of a weight do."""
+    if not isinstance(weight, ScaledWeight) or weight.granularity in ("tensor", "channel"):
+        return None
+    return weight.group_shape(1, 1)
 
 
 def _tensors(module: StoredModule) -> Iterable[TensorInfo]:
@@ -230,6 +247,11 @@ def _tensors(module: StoredModule) -> Iterable[TensorInfo]:
 
 def _scale_dtype(weight: AnyWeight) -> str | None:
     return weight.scale_dtype if isinstance(weight, ScaledWeight) else None
+
+
+def _second_level(module: StoredModule) -> str | None:
+    info = module.tensors.get("second_scale")
+    return None if info is None else info.dtype
 
 
 def _order(pattern: str) -> tuple[tuple[int, str], ...]:

@@ -14,6 +14,7 @@ from quantrecipe.schema.layout import (
     Layout,
     ModuleTensors,
     ScaleOffsetTemplate,
+    ScalesTemplate,
     SecondScaleTemplate,
     ShapeTemplate,
     SmoothingTemplate,
@@ -50,6 +51,17 @@ _TORCHAO: Final[Mapping[str, str]] = {
     "nvfp4": "NVFP4Tensor",
 }
 """Its class of a weight in each format; tensors of other classes have the same names."""
+_NOT_ITS_OWN: Final = (
+    "A reader that takes it anyway scales other numbers than were meant: get the whole checkpoint "
+    "again, or name the layout that it is in."
+)
+_FLAT: Final = (
+    "Readers multiply the weight by it as it is: scales of one dimension meet columns, which is an "
+    "error, or on a square weight goes wrong without one. They have to be stored as [out, 1]."
+)
+NOT_READ: Final = frozenset({"blocks-over-rows", "transposed-weight", "unread-tensor"})
+"""Kinds of problems that are none of the checkpoint's: its own program reads what is not read here.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +314,13 @@ class _Reading:
             return None
         marked = read_marker(template, info, said)
         if marked.problem is not None:
-            self._problem("wrong-marker", marked.problem, info or tensors["weight"])
+            self._problem(
+                "wrong-marker",
+                marked.problem,
+                info or tensors["weight"],
+                "A reader of this layout refuses it, or takes the weight for something else. Write "
+                "the marker again.",
+            )
         return marked
 
     def _shape(
@@ -509,6 +527,7 @@ class _Reading:
                 "mistyped-scale",
                 f"scale of dtype {scale.dtype}, expected {' or '.join(template.dtypes)}",
                 scale,
+                _NOT_ITS_OWN,
             )
             return None
         found = stored_weight(
@@ -531,6 +550,7 @@ class _Reading:
                 f"scale of shape {list(scale.shape)} for a weight of shape {list(weight_shape)}; "
                 f"layout {self.layout.name!r} reads {shapes}",
                 scale,
+                _FLAT if scale.shape == weight_shape[:1] else _NOT_ITS_OWN,
             )
             return None
         if second is not None and not self._second_fits(templates, found, second, weight_shape):
@@ -620,7 +640,13 @@ class _Reading:
         for scaled in SCALED_FORMATS:
             templates: ModuleTensors | None = getattr(self.layout.modules, scaled)
             for role, template in roles(templates) if templates is not None else ():
-                if role != "bias" and self._reads(template, info):
+                if role == "bias" or not could_be(template, info):
+                    continue
+                name = self._reads(template, info)
+                if role == "marker" and name is not None:
+                    self._idle_marker(name, info)
+                    return
+                if name is not None:
                     self._problem(
                         "orphan-scale",
                         f"{role.replace('_', ' ')} of a module that has no {scaled} weight",
@@ -630,11 +656,24 @@ class _Reading:
                     )
                     return
 
-    def _reads(self, template: TensorTemplate, info: TensorInfo) -> bool:
-        return any(
-            match_template(each, info.name, self.part.name, "module") is not None
+    def _idle_marker(self, name: str, info: TensorInfo) -> None:
+        plain = name in self.modules
+        what = "is stored as plain numbers" if plain else "has no weight here"
+        self._problem(
+            "idle-marker",
+            f"it says how {name!r} is quantized, and that {what}",
+            info,
+            "Either the module was left out or dequantized, and the marker left behind: a reader "
+            "that believes it takes plain numbers for codes. Take it out, or get the weight.",
+        )
+
+    def _reads(self, template: TensorTemplate, info: TensorInfo) -> str | None:
+        """The module that a tensor belongs to if it is what ``template`` speaks of."""
+        names = (
+            match_template(each, info.name, self.part.name, "module")
             for each in (template.name, *template.aliases)
         )
+        return next((name for name in names if name is not None), None)
 
     def _named(self, template: TensorTemplate, module: str) -> str:
         return fill_template(template.name, self.part.name, "module", module)
@@ -665,6 +704,19 @@ def _without_filling(
         nbytes=weight.nbytes // rows * out_features,
     )
     return out_features, shape[1]
+
+
+def could_be(template: TensorTemplate, info: TensorInfo) -> bool:
+    """Whether a tensor has as many dimensions as ``template`` speaks of; names alone are common."""
+    if isinstance(template, ScalesTemplate):
+        shapes = [shape for each in template.shapes.values() for shape in each]
+    elif isinstance(template, SecondScaleTemplate):
+        shapes = list(template.shapes)
+    elif isinstance(template, ConstantTemplate):
+        shapes = [template.shape]
+    else:
+        return True
+    return len(info.shape) in {len(shape) for shape in shapes}
 
 
 def codes_dtype(scaled: ScaledFormatName, template: CodesTemplate) -> str:

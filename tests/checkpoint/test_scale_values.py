@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from quantrecipe.checkpoint import read_header
 from quantrecipe.checkpoint.scale_values import ScaleCheck, check_scales
+from quantrecipe.schema.factors import Factor
 from quantrecipe.schema.placement import encode_header
 from quantrecipe.schema.tensors import OutputTensor
 
@@ -22,7 +23,7 @@ def check(folder: Path, dtype: str, payload: bytes, shape: tuple[int, ...]) -> S
     path = folder / "a.safetensors"
     path.write_bytes(encode_header([OutputTensor("s", dtype, shape)], {}) + payload)
     file = read_header(path)
-    return check_scales([file], [*file.tensors.values()])
+    return check_scales([file], [Factor(info) for info in file.tensors.values()])
 
 
 def judge(value: float) -> str | None:
@@ -88,5 +89,5 @@ def test_only_so_much_is_read_and_only_plain_dtypes(tmp_path: Path) -> None:
     payload = bytes(3 * 16 + 4)
     path.write_bytes(encode_header(tensors, {}) + payload)
     file = read_header(path)
-    found = check_scales([file], [*file.tensors.values()], most_bytes=32)
+    found = check_scales([file], [Factor(info) for info in file.tensors.values()], most_bytes=32)
     assert (found.checked, found.skipped, len(found.problems)) == (2, 2, 2)

@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from quantrecipe.checkpoint import open_parts
 from quantrecipe.cli.inspect import inspect
+from quantrecipe.formats import nf4
 from quantrecipe.schema.dtypes import byte_size
+from quantrecipe.schema.gguf import plan_gguf_file
 from quantrecipe.schema.lock import LOCK_NAME
 from quantrecipe.schema.placement import encode_header, file_order
 from quantrecipe.schema.planning import make_plan, recipe_metadata
@@ -132,6 +135,22 @@ def test_the_same_facts_as_json(tmp_path: Path) -> None:
     assert part["tensors"] == len(dit())
 
 
+def test_every_key_of_the_json_is_documented(tmp_path: Path) -> None:
+    write(tmp_path / "x.safetensors", BROKEN["missing-scale"], {"format": "pt"})
+    page = (ROOT / "docs" / "cli.md").read_text()
+    told = page[page.index("`--json` prints one object") : page.index("## verify")]
+
+    def keys(value: Any) -> set[str]:
+        if isinstance(value, list):
+            return set().union(*map(keys, value))
+        if not isinstance(value, dict):
+            return set()
+        inner = (keys(v) for k, v in value.items() if k not in ("metadata", "sidecars"))
+        return set(value).union(*inner)
+
+    assert {key for key in keys(facts(tmp_path)) if f"`{key}`" not in told} == set()
+
+
 def test_a_pipeline_has_a_part_for_each_folder(tmp_path: Path) -> None:
     for name in ("transformer", "unconditional_transformer"):
         write(tmp_path / name / "diffusion_pytorch_model.safetensors", dit())
@@ -183,8 +202,320 @@ BROKEN: dict[str, dict[str, Spec]] = {
     "mistyped-scale": dit() | {SCALE: ("int8", (192,))},
     "idle-marker": dit(fp8=False) | {"scaled_fp8": ("float8_e4m3fn", (2,))},
     "unexplained-weight": {"a.weight": ("uint8", (8, 8))},
-    "missing-companion": {"a.comfy_quant": ("uint8", (9,))},
 }
+
+
+def q(
+    weight: Spec,
+    scale: Spec | None,
+    *,
+    ending: str = "weight_scale",
+    name: str = "a",
+    **more: Spec,
+) -> dict[str, Spec]:
+    """The tensors of one module."""
+    found: dict[str, Spec] = {f"{name}.weight": weight}
+    if scale is not None:
+        found[f"{name}.{ending}"] = scale
+    return found | {f"{name}.{key}": spec for key, spec in more.items()}
+
+
+I8: Spec = ("int8", (64, 64))
+COLUMN: Spec = ("float32", (64, 1))
+INT8_MARKER = b'{"format": "int8_tensorwise"}'
+ONE = q(I8, COLUMN, comfy_quant=("uint8", (29,)))
+TWO = ONE | q(I8, COLUMN, name="b", comfy_quant=("uint8", (29,)))
+LISTED = {"_quantization_metadata": json.dumps({"layers": {"b": {"format": "int8_tensorwise"}}})}
+BIN = b'{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [64, 64]}'
+NF4: dict[str, Spec] = {
+    "a.weight": ("uint8", (2048, 1)),
+    "a.weight.absmax": ("float32", (64,)),
+    "a.weight.quant_map": ("float32", (16,)),
+    "a.weight.quant_state.bitsandbytes__nf4": ("uint8", (len(BIN),)),
+}
+STATE = "a.weight.quant_state.bitsandbytes__nf4"
+LEVELS = struct.pack("<16f", *nf4.LEVELS)
+NF4_VALUES = {STATE: BIN, "a.weight.quant_map": LEVELS}
+
+
+def without(tensors: Tensors, *names: str) -> dict[str, Spec]:
+    return {name: spec for name, spec in tensors.items() if name not in names}
+
+
+Case = tuple[Tensors, dict[str, bytes], dict[str, str], str, str, str]
+FOREIGN_FAULTS: dict[str, Case] = {
+    "a scale of one dimension": (
+        ONE | {"a.weight_scale": ("float32", (64,))},
+        {"a.comfy_quant": INT8_MARKER},
+        {},
+        "misshaped-scale",
+        "a.weight_scale",
+        "on a square weight",
+    ),
+    "a marker alone": (
+        {"a.comfy_quant": ("uint8", (29,))},
+        {"a.comfy_quant": INT8_MARKER},
+        {},
+        "idle-marker",
+        "a.comfy_quant",
+        "has no weight here",
+    ),
+    "a marker on plain numbers": (
+        {"a.weight": ("bfloat16", (64, 64)), "a.comfy_quant": ("uint8", (29,))},
+        {"a.comfy_quant": INT8_MARKER},
+        {},
+        "idle-marker",
+        "a.comfy_quant",
+        "is stored as plain numbers",
+    ),
+    "one of two without a marker": (
+        without(TWO, "b.comfy_quant"),
+        {"a.comfy_quant": INT8_MARKER},
+        {},
+        "missing-marker",
+        "b.weight",
+        "takes it for plain and drops its scales",
+    ),
+    "metadata of what is not there": (
+        ONE,
+        {"a.comfy_quant": INT8_MARKER},
+        LISTED,
+        "metadata-differs",
+        "b",
+        "is not there",
+    ),
+    "metadata that differ from the marker": (
+        TWO,
+        {"a.comfy_quant": INT8_MARKER, "b.comfy_quant": b'{"format": "float8_e4m3fn"}  '},
+        LISTED,
+        "wrong-marker",
+        "b.comfy_quant",
+        "the metadata of the file",
+    ),
+    "a marker for another format": (
+        ONE | {"a.comfy_quant": ("uint8", (27,))},
+        {"a.comfy_quant": b'{"format": "float8_e4m3fn"}'},
+        {},
+        "wrong-marker",
+        "a.comfy_quant",
+        "'format' is not 'int8_tensorwise'",
+    ),
+    "a quant_state of another shape": (
+        NF4 | {STATE: ("uint8", (len(BIN),))},
+        NF4_VALUES | {STATE: BIN.replace(b"[64, 64]", b"[64, 32]")},
+        {},
+        "misshaped-weight",
+        "a.weight",
+        "its shape is [64, 32]",
+    ),
+    "a quant_map of another format": (
+        NF4,
+        NF4_VALUES | {"a.weight.quant_map": struct.pack("<16f", *range(16))},
+        {},
+        "wrong-map",
+        "a.weight.quant_map",
+        "where -1.0 is expected",
+    ),
+    "no quant_map": (
+        without(NF4, "a.weight.quant_map"),
+        {STATE: BIN},
+        {},
+        "missing-code-map",
+        "a.weight",
+        "asks for",
+    ),
+    "nested scales without an offset": (
+        NF4
+        | {
+            "a.weight.absmax": ("uint8", (64,)),
+            "a.weight.nested_absmax": ("float32", (1,)),
+        },
+        NF4_VALUES,
+        {},
+        "missing-scale-offset",
+        "a.weight.absmax",
+        "nothing says the mean",
+    ),
+    "LLM.int8() of tiles": (
+        q(I8, ("float32", (64,)), ending="SCB", weight_format=("uint8", ())),
+        {"a.weight_format": b"\x01"},
+        {},
+        "wrong-constant",
+        "a.weight_format",
+        "has 1 at [0]",
+    ),
+    "eight bits packed as four": (
+        {
+            "a.weight_packed": ("int32", (64, 16)),
+            "a.weight_scale": ("bfloat16", (64, 1)),
+            "a.weight_shape": ("int64", (2,)),
+        },
+        {"a.weight_shape": struct.pack("<2q", 64, 64)},
+        {},
+        "wrong-shape",
+        "a.weight_shape",
+        "a weight [64, 128]",
+    ),
+    "torchao without metadata": (
+        {
+            "a._weight_qdata": I8,
+            "a._weight_scale": COLUMN,
+            "a._weight_zero_point": ("int8", (64, 1)),
+        },
+        {"a._weight_zero_point": bytes(64)},
+        {},
+        "metadata-differs",
+        "a._weight_qdata",
+        "the metadata say nothing of it",
+    ),
+    "nvfp4 without marker or metadata": (
+        {
+            "a.weight": ("uint8", (64, 32)),
+            "a.weight_scale": ("float8_e4m3fn", (128, 4)),
+            "a.weight_scale_2": ("float32", ()),
+        },
+        {},
+        {},
+        "missing-marker",
+        "a.weight",
+        "neither a marker",
+    ),
+    "a level of scales left behind": (
+        {"a.weight": ("bfloat16", (64, 64)), "a.weight_scale_2": ("float32", ())},
+        {},
+        {"_quantization_metadata": "{}"},
+        "bad-metadata",
+        "",
+        "has no object 'layers'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_FAULTS)
+def test_what_is_wrong_in_layouts_of_others(tmp_path: Path, name: str) -> None:
+    tensors, values, metadata, kind, tensor, message = FOREIGN_FAULTS[name]
+    write(tmp_path / "x.safetensors", tensors, metadata, values)
+    found = facts(tmp_path)
+    assert kind in kinds(found), found["problems"]
+    problem = next(each for each in found["problems"] if each["kind"] == kind)
+    assert problem.get("tensor", "") == tensor
+    assert message in problem["message"] or message in problem["hint"]
+
+
+SCALES: dict[str, tuple[Tensors, dict[str, bytes], dict[str, bytes], str]] = {
+    "e4m3": (
+        q(
+            ("uint8", (64, 32)),
+            ("float8_e4m3fn", (128, 4)),
+            weight_scale_2=("float32", ()),
+            comfy_quant=("uint8", (19,)),
+        ),
+        {"a.comfy_quant": b'{"format": "nvfp4"}'},
+        {
+            "nan-scale": bytes([0x38] * 511 + [0x7F]),
+            "negative-scale": bytes([0x38] * 511 + [0xB8]),
+            "": bytes([0x38] * 510 + [0x00, 0x01]),
+        },
+        "a.weight_scale",
+    ),
+    "second level": (
+        q(
+            ("uint8", (64, 32)),
+            ("float8_e4m3fn", (128, 4)),
+            weight_scale_2=("float32", ()),
+            comfy_quant=("uint8", (19,)),
+        ),
+        {"a.comfy_quant": b'{"format": "nvfp4"}'},
+        {
+            "nan-scale": struct.pack("<f", float("nan")),
+            "zero-scale": struct.pack("<f", 0),
+            "negative-scale": struct.pack("<f", -1),
+            "denormal-scale": struct.pack("<f", 1e-40),
+        },
+        "a.weight_scale_2",
+    ),
+    "exponents": (
+        q(("float8_e4m3fn", (64, 64)), ("uint8", (64, 2))),
+        {},
+        {
+            "nan-scale": bytes([127] * 127 + [255]),
+            "zero-scale": bytes([127] * 127 + [0]),
+            "": b"\1" * 128,
+        },
+        "a.weight_scale",
+    ),
+    "bfloat16": (
+        q(I8, ("bfloat16", (64, 1))),
+        {},
+        {"nan-scale": b"\xc0\x7f" * 64, "infinite-scale": b"\x80\x7f" * 64, "": b"\x80\x3f" * 64},
+        "a.weight_scale",
+    ),
+    "zeros over zeros": (
+        q(I8, COLUMN),
+        {"a.weight": bytes(64) + b"\x01" * 63 * 64},
+        {"": bytes(4) + struct.pack("<63f", *[1] * 63), "zero-scale": bytes(8) + b"\0\0\x80?" * 62},
+        "a.weight_scale",
+    ),
+    "zeros over zeros in groups": (
+        q(I8, ("float32", (64, 2))),
+        {"a.weight": (bytes(32) + b"\x01" * 32) * 64},
+        {"": (bytes(4) + b"\0\0\x80?") * 64, "zero-scale": (b"\0\0\x80?" + bytes(4)) * 64},
+        "a.weight_scale",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_scales_of_every_dtype_are_looked_at(tmp_path: Path, name: str) -> None:
+    tensors, values, faults, tensor = SCALES[name]
+    for kind, payload_bytes in faults.items():
+        write(tmp_path / "x.safetensors", tensors, values=values | {tensor: payload_bytes})
+        found = facts(tmp_path)
+        assert kinds(found) == ({kind} if kind else set()), kind
+        assert {problem["tensor"] for problem in found["problems"]} <= {tensor}
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "numbers", "size"),
+    [("q8_0", 0, 32, 34), ("q4_0", 0, 32, 18), ("q4_k", 2, 256, 144), ("q6_k", 208, 256, 210)],
+)
+def test_scales_inside_records_are_looked_at(
+    tmp_path: Path, name: str, place: int, numbers: int, size: int
+) -> None:
+    tensor = OutputTensor("a.weight", name, (5, numbers * 2))
+    plan = plan_gguf_file("x.gguf", [tensor], {"general.architecture": "x"})
+    for bits, kind in ((0x7E00, "nan-scale"), (0xFC00, "infinite-scale"), (0x8000, None)):
+        records = bytearray(size * 10)
+        struct.pack_into("<H", records, 7 * size + place, bits)
+        body = bytes(records).ljust(plan.size - len(plan.header), b"\0")
+        (tmp_path / "x.gguf").write_bytes(plan.header + body)
+        found = facts(tmp_path / "x.gguf")
+        assert kinds(found) == ({kind} if kind else set())
+        if kind:
+            assert f"row 3, columns from {numbers} on" in found["problems"][0]["message"]
+
+
+def test_a_weight_that_had_fewer_levels_before_is_noted(tmp_path: Path) -> None:
+    """16 levels a run of 64, scaled anew by rows: as nf4 or int4 made int8 is."""
+    random = np.random.default_rng(0)
+    levels = np.array(nf4.LEVELS, np.float32)
+    coarse = levels[random.integers(0, 16, (64, 4, 64))] * random.uniform(0.5, 1, (64, 4, 1))
+    rows = coarse.reshape(64, 256).astype(np.float32)
+    codes = np.rint(rows / abs(rows).max(1, keepdims=True) * 127).astype(np.int8)
+    fine = np.rint(random.normal(0, 40, (64, 256))).clip(-127, 127).astype(np.int8)
+    scaled = q(("int8", (64, 256)), COLUMN)
+    plain: Tensors = {"a.weight": ("float32", (64, 256))}
+    for tensors, numbers, noted in (
+        (scaled, codes, True),
+        (scaled, fine, False),
+        (plain, rows, True),
+        (plain, random.normal(0, 1, (64, 256)).astype(np.float32), False),
+        (plain, np.zeros((64, 256), np.float32), False),
+    ):
+        write(tmp_path / "x.safetensors", tensors, values={"a.weight": numbers.tobytes()})
+        found = facts(tmp_path)
+        assert any("quantized to 4 bits before" in note for note in found["notes"]) == noted
+        assert found["problems"] == []
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -261,23 +592,26 @@ def test_long_lists_are_cut_unless_asked_for(tmp_path: Path) -> None:
     ("tensors", "config", "name"),
     [
         (
-            {
-                "a.weight": ("int8", (8, 8)),
-                "a.weight_scale": ("float32", (8, 1)),
-                "a.comfy_quant": ("uint8", (9,)),
-            },
+            {"a.weight._data": ("int8", (8, 8)), "a.weight._scale": ("float32", (8, 1))},
             None,
-            "comfyui",
+            "quanto",
         ),
         (
-            {"a.weight_packed": ("int32", (8, 1)), "a.weight_scale": ("bfloat16", (8, 1))},
-            {"quant_method": "compressed-tensors"},
-            "compressed-tensors",
+            {
+                "a.weight": ("float8_e4m3fn", (128, 128)),
+                "a.weight_scale_inv": ("float32", (1, 1)),
+            },
+            {"quant_method": "fp8"},
+            "fp8-block-inverse",
         ),
         (
-            {"a.weight": ("uint8", (32, 1))},
-            {"quant_method": "bitsandbytes", "load_in_4bit": True},
-            "bitsandbytes-nf4",
+            {
+                "a.weight": ("uint8", (64, 32)),
+                "a.weight_scale": ("float8_e4m3fn", (64, 4)),
+                "a.weight_scale_2": ("float32", ()),
+            },
+            {"quant_method": "modelopt"},
+            "nvfp4",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -290,25 +624,77 @@ def test_foreign_layouts_are_named_and_not_called_broken(
         (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
     found = facts(tmp_path)
     assert (found["parts"][0]["foreign"], found["problems"]) == (name, [])
-    assert f"{name}, which is not readable yet" in call(tmp_path).stdout
+    assert f"{name}, which is not read" in call(tmp_path).stdout
     with pytest.raises(InvalidInput, match="cannot read layout"):
         call(tmp_path, "--emit-recipe")
-
-
-def test_gguf_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(20))
-    assert facts(tmp_path)["parts"][0]["foreign"] == "gguf"
 
 
 def test_int8_of_compressed_tensors_is_read_for_what_it_is(tmp_path: Path) -> None:
     tensors: Tensors = {"a.weight": ("int8", (8, 8)), "a.weight_scale": ("float32", (8, 1))}
     write(tmp_path / "x.safetensors", tensors)
+    alone = facts(tmp_path)
+    assert alone["parts"][0]["layout"] == "int8-scaled"
+    assert "vllm-omni, compressed-tensors, quantrecipe would take it" in alone["notes"][0]
+    assert "ComfyUI takes its codes for plain numbers" in alone["notes"][1]
     weights = {"num_bits": 8, "type": "int"}
     config = {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": weights}}}
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
     found = facts(tmp_path)
-    assert (found["parts"][0]["layout"], found["problems"]) == ("int8-scaled", [])
-    assert "compressed-tensors" in found["notes"][0]
+    assert (found["parts"][0]["layout"], found["problems"]) == ("compressed-tensors", [])
+    assert "config.json says so" in found["parts"][0]["reason"]
+    assert found["notes"] == []
+
+
+def test_a_config_whose_reader_wants_another_shape_contradicts(tmp_path: Path) -> None:
+    write(tmp_path / "x.safetensors", q(I8, ("float32", (64,))))
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "int8"}}')
+    (problem,) = facts(tmp_path)["problems"]
+    assert (problem["kind"], problem["pointer"]) == (
+        "config-contradicts",
+        "/quantization_config/quant_method",
+    )
+    assert "a.weight_scale" in problem["message"]
+    assert "on a square weight" in problem["hint"]
+
+
+@pytest.mark.parametrize(
+    ("fused", "known"), [(True, "ideogram4-diffusers"), (False, "ideogram4-original")]
+)
+def test_known_names_of_modules_are_noted(tmp_path: Path, fused: bool, known: str) -> None:
+    tensors = dit()
+    if not fused:
+        for layer in range(3):
+            for name in ("to_q", "to_k", "to_v", "to_out.0"):
+                tensors[f"layers.{layer}.attention.{name}.weight"] = ("bfloat16", (64, 64))
+        tensors = {name: spec for name, spec in tensors.items() if ".qkv." not in name}
+        tensors = {name: spec for name, spec in tensors.items() if ".attention.o." not in name}
+    write(tmp_path / "x.safetensors", tensors)
+    found = facts(tmp_path)
+    assert [known in note for note in found["notes"] if "target.names" in note] == [True]
+    assert found["problems"] == []
+
+
+def test_rotation_is_shown_whoever_says_it(tmp_path: Path) -> None:
+    marker = b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 64}'
+    tensors = q(I8, COLUMN, comfy_quant=("uint8", (len(marker),)))
+    write(tmp_path / "x.safetensors", tensors, values={"a.comfy_quant": marker})
+    assert facts(tmp_path)["parts"][0]["modules"][0]["rotation"] == 64
+    assert "int8 channel, rotated by 64" in call(tmp_path).stdout
+
+    write(tmp_path / "y" / "x.safetensors", q(I8, COLUMN))
+    scheme = {
+        "weight": {"format": "int8", "granularity": "channel"},
+        "rotation": {"kind": "hadamard", "size": 16},
+    }
+    config = {
+        "quant_method": "quantrecipe",
+        "version": 1,
+        "schemes": {"w8": scheme},
+        "modules": {"w8": {"names": ["a"], "smoothing": []}},
+    }
+    (tmp_path / "y" / "config.json").write_text(json.dumps({"quantization_config": config}))
+    (part,) = facts(tmp_path / "y")["parts"]
+    assert (part["layout"], part["modules"][0]["rotation"]) == ("quantrecipe", 16)
 
 
 # -- drafting a recipe ----------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,19 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from quantrecipe.schema.base import Name
-from quantrecipe.schema.config_claims import claimed_kind, config_problems, model_type
+from quantrecipe.schema.config_claims import claimed_formats, config_problems, model_type
 from quantrecipe.schema.drafting import DraftSource, draft_recipe, slug
 from quantrecipe.schema.dtypes import byte_size
+from quantrecipe.schema.factors import factors
 from quantrecipe.schema.foreign_layouts import foreign_problems, sight
 from quantrecipe.schema.inspection import formats_used, report_reading
 from quantrecipe.schema.layout import Layout
+from quantrecipe.schema.layout_reading import StoredModule
 from quantrecipe.schema.layout_writing import module_tensors, other_name
 from quantrecipe.schema.planning import make_plan, recipe_metadata
 from quantrecipe.schema.problems import InvalidInput
 from quantrecipe.schema.provenance import embedded_recipe, target_files
+from quantrecipe.schema.quantization_config import ConfiguredModule, quantization_config
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.recognition import (
     Verdict,
@@ -29,18 +34,22 @@ from quantrecipe.schema.recognition import (
     recognise,
     recognise_together,
 )
-from quantrecipe.schema.registry import named_layout
+from quantrecipe.schema.registry import layout_names, named_layout
 from quantrecipe.schema.schemes import (
     AnyWeight,
     Float8Block,
     Float8Channel,
     Float8Tensor,
+    GgmlRecords,
+    Int4Group,
     Int8Channel,
     Int8Group,
     Int8Tensor,
+    Nf4,
+    NvFp4,
     PlainWeight,
 )
-from quantrecipe.schema.suspicions import idle_markers, scale_tensors, stray_scales
+from quantrecipe.schema.suspicions import idle_markers, stray_scales, torchao_problems
 from quantrecipe.schema.tensors import OutputTensor, SourceFileInfo, SourcePart, TensorInfo
 
 LAYOUTS = [named_layout(n) for n in ("fp8-scaled", "int8-scaled", "plain", "transformerlab")]
@@ -49,6 +58,10 @@ Spec = tuple[str, tuple[int, ...]]
 BF16 = PlainWeight(format="bfloat16")
 INT8 = Int8Channel(format="int8", granularity="channel")
 FP8 = Float8Channel(format="float8_e4m3fn", granularity="channel")
+INT4 = Int4Group(format="int4", granularity="group", group_size=32)
+NF4 = Nf4(format="nf4", granularity="block", block_size=64)
+NVFP4 = NvFp4(format="nvfp4", granularity="group")
+Q8 = GgmlRecords(format="q8_0", granularity="block")
 
 
 def part(tensors: Mapping[str, Spec], name: str = "model", files: int = 1) -> SourcePart:
@@ -205,6 +218,42 @@ def test_two_layouts_that_say_the_same_are_ambiguous() -> None:
     assert (verdict.best.layout.name, verdict.rivals) == ("int8-scaled", ("int8-twin",))
 
 
+@pytest.mark.parametrize(
+    ("method", "layout"),
+    [
+        (None, "int8-scaled"),
+        ("int8", "vllm-omni"),
+        ("compressed-tensors", "compressed-tensors"),
+        ("torchao", "int8-scaled"),
+    ],
+)
+def test_where_layouts_explain_the_same_the_config_decides(method: str | None, layout: str) -> None:
+    every = [named_layout(name) for name in layout_names()]
+    modules = {name: each for name, each in tree(weight=INT8).items() if name.startswith("layers")}
+    tensors = stored(named_layout("vllm-omni"), modules)
+    verdict = recognise([part(tensors)], every, method=method)
+    alike = {"int8-scaled", "vllm-omni", "compressed-tensors", "quantrecipe"} - {layout}
+    assert (verdict.best.layout.name, set(verdict.alike)) == (layout, alike)
+    assert (verdict.fits, verdict.rivals) == (True, ())
+    (reading,) = recognise_together([[part(tensors)]], every, methods=[method])
+    assert reading.layout.name == layout
+
+
+@pytest.mark.parametrize("prefixes", [("cond.", "uncond."), ("",)])
+def test_parts_of_a_gguf_file_are_branches_of_one_network(prefixes: tuple[str, ...]) -> None:
+    every = [named_layout(name) for name in layout_names()]
+    modules = {name: each for name, each in tree(weight=Q8).items() if name.startswith("layers")}
+    tensors = {
+        f"{prefix}{name}": spec
+        for prefix in prefixes
+        for name, spec in stored(named_layout("gguf-one-part"), modules).items()
+    }
+    verdict = only(tensors, every)
+    assert verdict.fits
+    assert verdict.best.layout.name == ("gguf" if len(prefixes) > 1 else "gguf-one-part")
+    assert len(verdict.best.parts) == len(prefixes)
+
+
 def test_names_of_parts_are_those_in_front_of_the_tensors() -> None:
     layout = named_layout("transformerlab")
     assert part_names(layout, ["b.x.wq", "a.y.weight", "Not-A-Part.z", "alone"]) == ["a", "b"]
@@ -259,10 +308,55 @@ def test_a_marker_with_nothing_to_mark_is_seen() -> None:
     assert [problem.kind for problem in idle_markers(idle.best)] == ["idle-marker"]
 
 
-def test_scale_tensors_are_the_scales() -> None:
-    assert set(scale_tensors(only(FP8_TENSORS).best)) == {
+def test_factors_are_the_scales() -> None:
+    assert {name for _, name in factors(only(FP8_TENSORS).best.modules())} == {
         name for name in FP8_TENSORS if name.endswith("weight_scale")
     }
+
+
+def test_a_norm_may_have_a_scale() -> None:
+    """What SDNQ calls its scales is what others call those of a norm."""
+    tensors = stored(named_layout("plain"), tree()) | {"norm_q.scale": ("bfloat16", (64,))}
+    every = [named_layout(name) for name in layout_names()]
+    assert not list(stray_scales(only(tensors).best, every))
+    sdnq = stored(named_layout("sdnq"), tree(weight=INT8)) | {"norm_q.scale": ("bfloat16", (64,))}
+    verdict = only(sdnq, every)
+    assert (verdict.fits, verdict.best.layout.name) == (True, "sdnq")
+    left: dict[str, Spec] = {"layers.0.o.scale": ("float32", (64, 1))}
+    found = stray_scales(only(tensors | left).best, every)
+    assert [problem.tensor for problem in found] == ["layers.0.o.scale"]
+
+
+TORCHAO = stored(named_layout("torchao"), tree(1, INT8))
+NAMES = {name.replace("._weight_qdata", ".weight") for name in TORCHAO if "_scale" not in name}
+INT8_TENSOR = {"_type": "Int8Tensor", "_tensor_data_names": ["qdata", "scale", "zero_point"]}
+
+
+def torchao(*, leave_out: str = "", say: Mapping[str, object] | None = None) -> list[str]:
+    """What is wrong with torchao's metadata."""
+    said: dict[str, object] = {
+        name: INT8_TENSOR if name.startswith("layers") and name.endswith("weight") else {}
+        for name in NAMES
+        if "zero_point" not in name
+    }
+    said |= say or {}
+    entries = {name: json.dumps(value) for name, value in said.items()}
+    entries["tensor_names"] = json.dumps(sorted(said))
+    tensors = {name: spec for name, spec in TORCHAO.items() if name != leave_out}
+    whole = part(tensors)
+    file = replace(whole.files[0], metadata=entries)
+    verdict = recognise([replace(whole, files=(file,))], [named_layout("torchao")])
+    return [problem.tensor or "" for problem in torchao_problems(verdict.best)]
+
+
+def test_metadata_of_torchao_are_held_against_the_tensors() -> None:
+    assert torchao() == []
+    assert torchao(leave_out="norm.weight") == ["norm.weight"]
+    assert torchao(say={"layers.0.o.weight": {"_type": "Tensor"}}) == ["layers.0.o.weight"]
+    assert torchao(say={"layers.0.o.weight": []}) == [
+        "layers.0.o.weight",
+        "layers.0.o._weight_qdata",
+    ]
 
 
 # -- layouts that are not read --------------------------------------------------------------------
@@ -270,69 +364,105 @@ def test_scale_tensors_are_the_scales() -> None:
 W8: Spec = ("int8", (8, 8))
 U8: Spec = ("uint8", (8, 4))
 F: Spec = ("float32", (8,))
+S: Spec = ("float32", ())
+NVFP4_METHOD = {"quant_method": "modelopt"}
 
 
 @pytest.mark.parametrize(
     ("tensors", "metadata", "config", "name"),
     [
-        ({"a.weight": W8, "a.comfy_quant": ("uint8", (9,))}, [], None, "comfyui"),
-        ({"a.weight": W8}, ["_quantization_metadata"], None, "comfyui"),
-        ({"a.weight_packed": U8, "a.weight_scale": F}, [], None, "compressed-tensors"),
-        ({"a.weight": U8, "a.weight.quant_map": F}, [], None, "bitsandbytes-nf4"),
-        ({"a.weight": W8, "a.SCB": F}, [], None, "bitsandbytes-int8"),
-        ({"a._weight_qdata": W8, "a._weight_scale": F}, [], None, "torchao"),
-        ({"a.weight._data": W8, "a.weight._scale": F}, [], None, "quanto"),
-        ({"a.weight": W8, "a.weight_scale_inv": F}, [], None, "fp8-block-inverse"),
-        ({"a.weight": U8, "a.weight_scale_2": F}, [], None, "nvfp4"),
-        ({"a.qweight": W8, "a.qzeros": U8}, [], None, "gptq"),
-        ({"a.weight": W8}, [], {"quant_method": "sdnq"}, "sdnq"),
+        ({"a.weight": U8, "a.w.quant_state.bitsandbytes__fp4": U8}, {}, {}, "bitsandbytes-fp4"),
         (
-            {"a.weight": U8},
-            [],
-            {"quant_method": "bitsandbytes", "load_in_4bit": True},
-            "bitsandbytes-nf4",
+            {"a._weight_qdata": W8, "a._weight_scale": F},
+            {"a.weight": '{"_type": "AffineQuantizedTensor"}'},
+            {},
+            "torchao-other",
         ),
+        ({"a.weight._data": W8, "a.weight._scale": F}, {}, {}, "quanto"),
+        ({"a.weight": W8, "a.weight_scale_inv": F}, {}, {}, "fp8-block-inverse"),
+        ({"a.weight": U8, "a.weight_scale_2": S}, {}, {}, "nvfp4"),
+        ({"a.weight_scale_2": S, "a.pre_quant_scale": F}, {}, {}, "pre-quant-scale"),
+        ({"a.qweight": W8, "a.qzeros": U8}, {}, {}, "gptq"),
+        ({"a.qweight": W8, "a.wscales": F}, {}, {}, "nunchaku"),
+        ({"a.weight_packed": U8, "a.weight_g_idx": F}, {}, {}, "compressed-tensors-actorder"),
+        ({"a.compressed": U8, "a.bitmask": U8}, {}, {}, "compressed-tensors-sparse"),
+        (
+            {"a.weight": W8, "a.weight_scale": F},
+            {},
+            {"quant_method": "compressed-tensors", "transform_config": {"R1": {}}},
+            "compressed-tensors-transforms",
+        ),
+        ({"a.weight": W8, "a.weight_zero_point": W8}, {}, {}, "compressed-tensors-asymmetric"),
+        ({"a.weight": W8, "a.scale": F, "a.svd_up": F}, {}, {}, "sdnq-other"),
+        ({"a.weight": W8, "a.scale": ("float32", (1, 8))}, {}, {}, "sdnq-other"),
+        ({"a.weight": U8, "a.scale": F, "a.zero_point": F}, {}, {}, "sdnq-other"),
+        ({"a.weight": W8}, {}, {"quant_method": "sdnq", "use_hadamard": True}, "sdnq-other"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
+)  # fmt: skip
 def test_foreign_layouts_are_known_by_sight(
-    tensors: dict[str, Spec], metadata: list[str], config: dict[str, Any] | None, name: str
+    tensors: dict[str, Spec], metadata: dict[str, str], config: dict[str, Any], name: str
 ) -> None:
     found = sight(part(tensors).tensors, metadata, config)
     assert found is not None
-    assert found.layout.name == name
-    assert found.by_config == (config is not None)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_layouts_that_are_read_are_not_foreign(layout: Layout) -> None:
-    tensors = stored(layout, tree(weight=WEIGHTS[layout.name][0]))
-    assert sight(part(tensors).tensors, ["format"], None) is None
-    assert sight(part(tensors).tensors, [], {"quant_method": "never heard of"}) is None
+    assert (found.layout.name, found.by_config) == (name, False)
 
 
 @pytest.mark.parametrize(
-    ("tensors", "kinds"),
+    ("method", "name"),
+    [("quanto", "quanto"), ("fp8", "fp8-block-inverse"), ("awq", "gptq"), ("modelopt", "nvfp4")],
+)
+def test_what_a_config_says_alone_is_no_proof(method: str, name: str) -> None:
+    found = sight(part({"a.weight": W8}).tensors, {}, {"quant_method": method})
+    assert found is not None
+    assert (found.layout.name, found.by_config) == (name, True)
+
+
+def test_a_format_of_comfyui_that_is_not_read_is_named() -> None:
+    marked = part({"a.weight": W8, "a.comfy_quant": ("uint8", (26,))}).tensors
+    marker = replace(marked["a.comfy_quant"], content=b'{"format": "convrot_w4a4"}')
+    found = sight(dict(marked) | {"a.comfy_quant": marker}, {}, None)
+    assert found is not None
+    assert (found.layout.name, "convrot_w4a4" in found.evidence) == ("comfyui-other", True)
+
+
+@pytest.mark.parametrize("name", layout_names())
+def test_layouts_that_are_read_are_not_foreign(name: str) -> None:
+    layout = named_layout(name)
+    weight = next(
+        weight
+        for weight in (INT8, FP8, NF4, BF16, Q8)
+        if weight.format in layout.holds or weight == BF16
+    )
+    marks = {"_quantization_metadata": "{}"} if name == "comfyui" else {}
+    tensors = stored(layout, tree(weight=weight))
+    assert sight(part(tensors).tensors, {"format": "pt", **marks}, None) is None
+    assert sight(part(tensors).tensors, marks, {"quant_method": "never heard of"}) is None
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "kinds"),
     [
-        ({"a.weight": W8, "a.comfy_quant": U8}, []),
-        ({"a.comfy_quant": U8}, ["missing-companion"]),
-        ({"a.weight": W8, "b.weight": W8, "a.comfy_quant": U8}, ["missing-marker"]),
-        ({"a.weight_packed": U8}, ["missing-companion"]),
-        ({"a._weight_qdata": W8}, ["missing-companion"]),
+        ({"a.weight._data": W8, "a.weight._scale": F}, None, []),
+        ({"a.weight._data": W8}, None, ["missing-companion"]),
+        ({"a.qweight": W8, "a.qzeros": U8}, None, ["missing-companion"]),
+        ({"a.weight_scale_2": S}, NVFP4_METHOD, ["missing-companion"]),
+        ({"a.weight": U8, "a.weight_scale": F, "a.weight_scale_2": S}, NVFP4_METHOD, []),
+        ({"a.weight": U8, "a.weight_scale": F, "a.weight_scale_2": S}, None, ["missing-marker"]),
     ],
-    ids=["fine", "marker alone", "unmarked", "packed alone", "torchao alone"],
+    ids=["fine", "quanto alone", "gptq alone", "a scale alone", "modelopt", "nvfp4 unmarked"],
 )
 def test_of_foreign_layouts_what_is_missing_is_named(
-    tensors: dict[str, Spec], kinds: list[str]
+    tensors: dict[str, Spec], config: dict[str, Any] | None, kinds: list[str]
 ) -> None:
     found = part(tensors).tensors
-    sighting = sight(found, [], None)
+    sighting = sight(found, {}, config)
     assert sighting is not None
-    assert [p.kind for p in foreign_problems(sighting.layout, found, {})] == kinds
+    assert [p.kind for p in foreign_problems(sighting, found, config)] == kinds
 
 
 # -- config.json ----------------------------------------------------------------------------------
 
+NF4_METHOD = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 CT_INT8 = {
     "quant_method": "compressed-tensors",
     "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int"}}},
@@ -364,15 +494,81 @@ def test_a_config_is_held_against_the_tensors(
     config: dict[str, Any], weight: AnyWeight, wrong: bool
 ) -> None:
     layout = named_layout("fp8-scaled" if weight == FP8 else "int8-scaled")
-    tensors = part(stored(layout, tree(weight=weight))).tensors
-    quantized = [] if weight == BF16 else ["layers.0.o", "layers.0.qkv"]
-    found = list(config_problems(config, tensors, quantized, "config.json"))
+    files = part(stored(layout, tree(weight=weight)))
+    modules = {each.name: each for each in recognise([files], [layout]).best.modules()}
+    found = list(config_problems(config, files.tensors, modules, "config.json"))
     assert [problem.kind for problem in found] == ["config-contradicts"] * wrong
+    unread = list(config_problems(config, files.tensors, {}, "config.json"))
+    if "ignored_layers" not in config:
+        assert len(unread) == len(found)
+
+
+def groups(size: int, *, targets: Sequence[str] = ("Linear",)) -> dict[str, Any]:
+    weights = {"num_bits": 4, "type": "int", "group_size": size}
+    group = {"targets": list(targets), "weights": weights}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
+@pytest.mark.parametrize(
+    ("weight", "config", "wrong"),
+    [
+        (INT4, groups(32), None),
+        (INT4, groups(64), "groups of 64"),
+        (INT4, groups(32, targets=["layers.0.o", "layers.0.qkv", "re:.*"]), None),
+        (INT4, groups(32, targets=["layers.7.o"]), "layers.7.o is quantized"),
+        (INT4, {**groups(32), "ignore": ["layers.0"]}, "layers.0.o, layers.0.qkv stayed"),
+        (INT4, {"quant_method": "int8"}, "says int8"),
+        (NF4, {**NF4_METHOD, "bnb_4bit_use_double_quant": False}, None),
+        (NF4, {**NF4_METHOD, "bnb_4bit_use_double_quant": True}, "one level"),
+        (NF4, {**NF4_METHOD, "bnb_4bit_quant_type": "fp4"}, "says fp4"),
+        (NF4, {**NF4_METHOD, "llm_int8_skip_modules": ["proj_out"]}, None),
+        (NF4, {**NF4_METHOD, "llm_int8_skip_modules": ["layers.0.o"]}, "layers.0.o stayed"),
+        (NF4, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "says llm_int8"),
+    ],
+)
+def test_a_config_is_held_against_what_was_read(
+    weight: AnyWeight, config: dict[str, Any], wrong: str | None
+) -> None:
+    layout = named_layout("bitsandbytes" if weight == NF4 else "compressed-tensors")
+    specs = stored(layout, tree(1, weight))
+    modules = {
+        name: StoredModule(name, *shape, each, {})
+        for name, (each, shape) in tree(1, weight).items()
+    }
+    found = list(config_problems(config, part(specs).tensors, modules, "config.json"))
+    assert ([wrong] if wrong else []) == [
+        wrong for each in found if wrong and wrong in each.message
+    ]
+    assert len(found) == (wrong is not None)
+
+
+def test_its_own_config_is_held_against_what_was_read() -> None:
+    modules = {
+        name: StoredModule(name, *shape, each, {}) for name, (each, shape) in tree(1, INT8).items()
+    }
+    said = quantization_config(
+        [ConfiguredModule(m.name, "w8", m.weight, None, False) for m in modules.values()]
+    )
+    assert said is not None
+    tensors = part(INT8_TENSORS).tensors
+    assert not list(config_problems(said, tensors, modules, "config.json"))
+    plain = {**modules, "layers.0.o": replace(modules["layers.0.o"], weight=BF16)}
+    (problem,) = config_problems(said, tensors, plain, "config.json")
+    assert "layers.0.o is quantized, and there are no codes" in problem.message
+    more = {**modules, "x": replace(modules["layers.0.o"], name="x")}
+    (problem,) = config_problems(said, tensors, more, "config.json")
+    assert "x stayed unquantized" in problem.message
+    other = {**modules, "layers.0.o": replace(modules["layers.0.o"], weight=FP8)}
+    (problem,) = config_problems(said, tensors, other, "config.json")
+    assert "layers.0.o is in another format" in problem.message
+    (problem,) = config_problems({**said, "version": 7}, tensors, modules, "config.json")
+    assert (problem.kind, problem.file) == ("newer-version", "config.json")
 
 
 def test_claims_and_model_types() -> None:
-    assert claimed_kind({"quant_method": "gptq", "bits": 4}) == "4 bits"
-    assert claimed_kind({}) is None
+    assert "int4" in (claimed_formats({"quant_method": "gptq", "bits": 4}) or ())
+    assert claimed_formats({}) is None
+    assert claimed_formats({"quant_method": "torchao", "quant_type": {"default": {}}}) is None
     assert model_type({"architectures": ["BertModel"], "model_type": "bert"}) == "BertModel"
     assert model_type({"_class_name": "FluxTransformer2DModel"}) == "FluxTransformer2DModel"
     assert model_type({"architectures": []}) is None
@@ -430,6 +626,45 @@ def test_drafts_plan_cleanly(
     assert (recipe.target.parts is None) == (len(parts) == 1 or shared)
     sharded = any(len(p.files) > 1 for p in parts)
     assert recipe.target.max_shard_size == ("5GB" if sharded else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "method", "kept"),
+    [
+        ("plain", BF16, None, False),
+        ("int8-scaled", INT8, None, False),
+        ("fp8-scaled", FP8, None, False),
+        ("vllm-omni", INT8, "int8", False),
+        ("sdnq", INT8, "sdnq", False),
+        ("torchao", INT8, "torchao", False),
+        ("compressed-tensors", INT8, "compressed-tensors", False),
+        ("compressed-tensors", INT4, None, True),
+        ("quantrecipe", INT8, "quantrecipe", False),
+        ("quantrecipe", INT4, None, True),
+        ("quantrecipe", NF4, None, True),
+        ("quantrecipe", NVFP4, None, True),
+        ("gguf-one-part", Q8, None, False),
+        ("gguf", Q8, None, False),
+        ("transformerlab", INT8, None, False),
+    ],
+)
+def test_a_draft_has_the_layout_that_was_found(
+    name: str, weight: AnyWeight, method: str | None, kept: bool
+) -> None:
+    layout = named_layout(name)
+    branches = ["a", "b"] if "{part}" in layout.others.name else ["model"]
+    tensors: dict[str, Spec] = {}
+    for branch in branches:
+        tensors |= stored(layout, tree(weight=weight), branch)
+    every = [named_layout(each) for each in layout_names()]
+    (reading,) = recognise_together([[part(tensors)]], every, methods=[method])
+    recipe, _ = draft_recipe([DraftSource(".", reading)], "x")
+    assert (recipe.source.layout, [*recipe.source.parts]) == (name, branches)
+    planned = make_plan(recipe, reading.parts)
+    fates = [module.disposition for module in planned.modules]
+    assert fates.count("quantized") == 6 * len(branches)
+    assert (recipe.target.layout == "quantrecipe") == kept
+    assert all(m.carried for m in planned.modules if kept and m.disposition == "quantized")
 
 
 MODULE_NAMES = st.lists(

@@ -13,7 +13,7 @@ from quantrecipe.evaluate.comparison.records import SideFacts, SidePart
 from quantrecipe.loaders.identity import Identity
 from quantrecipe.loaders.stated import with_rotations
 from quantrecipe.schema.config_claims import quantization_of
-from quantrecipe.schema.foreign_layouts import sight
+from quantrecipe.schema.foreign_layouts import is_read, sight
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents
 from quantrecipe.schema.problems import InvalidInput, Problem
@@ -137,20 +137,16 @@ def _open_piece(side: Side, piece: Piece, said: Layout | None, *, named: bool, g
 
 
 def _recognised(piece: Piece, said: Layout | None, *, named: bool, given: bool) -> Verdict:
-    """The layout that it says, else one that writes such a ``config.json``, else any that fits."""
+    """The layout that it says, else the one that fits best, with the ``config.json`` beside it."""
     known = [named_layout(name) for name in layout_names()]
     quantization = quantization_of(config_beside(piece.parts[0])) or {}
-    method = quantization.get("quant_method")
-    configured = [
-        layout
-        for layout in known
-        if layout.config is not None and layout.config.quantization_config == method
-    ]
+    said_there = quantization.get("quant_method")
+    method = said_there if isinstance(said_there, str) else None
     first = None
-    for layouts in ([said] if said is not None else [], [] if given else configured, known):
-        if given and first is not None:
-            break
-        verdict = recognise(piece.parts, layouts, named=named) if layouts else None
+    for layouts in ([said] if said is not None else [], [] if given else known):
+        verdict = None
+        if layouts:
+            verdict = recognise(piece.parts, layouts, named=named, method=method)
         if verdict is not None and verdict.fits:
             return verdict
         first = first or verdict
@@ -189,9 +185,13 @@ def _doubts(piece: Piece, verdict: Verdict, *, named: bool) -> list[str]:
             f"{layout}; say which with --layout-a or --layout-b"
         )
     first = piece.parts[0]
-    metadata = {key for file in first.files for key in file.metadata}
+    metadata = {key: value for file in first.files for key, value in file.metadata.items()}
     sighting = sight(first.tensors, metadata, quantization_of(config_beside(first)))
-    if sighting is not None and sighting.layout.name != layout and not verdict.best.quantized:
+    if (
+        sighting is not None
+        and not is_read(sighting, verdict.best)
+        and not (sighting.by_config and verdict.best.quantized)
+    ):
         notes.append(
             f"{piece.location} looks like {sighting.layout.name} ({sighting.evidence}), which is "
             "not read: its tensors are compared as they are stored"
