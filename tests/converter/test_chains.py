@@ -146,4 +146,4 @@ class Chain(RuleBasedStateMachine):
 
 
 TestChain = Chain.TestCase
-TestChain.settings = settings(max_examples=8, stateful_step_count=5)
+TestChain.settings = settings(max_examples=6, stateful_step_count=5)

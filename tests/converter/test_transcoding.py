@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[str, str, Json, str, list[str]]] = {
     ),
     "a format that is not held": (
         "rotated", "torchao", {"wanted": "nf4", "requantize": True}, "target-cannot-hold",
-        ["no place for nf4", "It holds: int8:channel, float8_e4m3fn:channel."],
+        ["no place for nf4", "It holds: int8:channel, float8_e4m3fn:channel"],
     ),
     "a granularity that is not held": (
         "rotated", "torchao", {"wanted": "int8:tensor"}, "target-cannot-hold",
@@ -269,7 +269,7 @@ def module_of(name: str) -> StoredModule:
         ("nf4", "compressed-tensors", None, "int8 channel"),
         ("nf4", "compressed-tensors", Wanted("int4"), "int4 group"),
         ("mxfp4", "comfyui", None, "nvfp4 group"),
-        ("nvfp4", "torchao", None, "float8_e4m3fn channel"),
+        ("nvfp4", "fp8-scaled", None, "float8_e4m3fn block"),
         ("q8_0", "quantrecipe", None, "int8 group"),
         ("q8_0", "quantrecipe", Wanted("int8", "channel"), "int8 channel"),
         ("q4_0", "compressed-tensors", None, "int4 group"),
