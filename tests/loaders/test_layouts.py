@@ -232,6 +232,7 @@ SPECIAL = [
     ("quantrecipe", "nf4", True),
     ("comfyui", "nvfp4", False),
     ("comfyui", "mxfp8", False),
+    ("torchao", "nvfp4", False),
     ("compressed-tensors", "nvfp4", False),
     ("compressed-tensors", "mxfp4", False),
     ("gguf", "q8_0", False),
@@ -394,7 +395,6 @@ UNREAD = {
     "gguf-0.19-mixed",
     "sdnq-int8-matmul",  # transposed
     "source",
-    "torchao-nvfp4-weight-only",
 }
 FOREIGN = sorted(
     path

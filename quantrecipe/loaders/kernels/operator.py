@@ -28,7 +28,7 @@ from quantrecipe.formats.records import RecordFormat
 from quantrecipe.loaders.kernels.arithmetic import dequantize_weight, turned
 from quantrecipe.loaders.kernels.call import LinearCall
 from quantrecipe.loaders.kernels.choosing import choose
-from quantrecipe.schema.storage import PACKINGS, Packing
+from quantrecipe.schema.storage import PACKINGS, TILE_COLUMNS, TILE_ROWS, Packing, padded
 
 _PACKINGS: Final[Mapping[str, Packing]] = {str(name): each for name, each in PACKINGS.items()}
 _LIBRARY: Final = torch.library.Library("quantrecipe", "DEF")
@@ -197,8 +197,11 @@ def _scales(
     reciprocal: bool,
 ) -> Tensor:
     rows, columns = grid
-    scale = unswizzle(weight_scale, rows, columns) if arrangement != "rows" else weight_scale
-    scale = scale.view(rows, columns)
+    if arrangement == "rows":
+        scale = weight_scale.view(rows, columns)
+    else:  # the same numbers, whatever shape a layout gives them
+        tiles = weight_scale.view(padded(rows, TILE_ROWS), padded(columns, TILE_COLUMNS))
+        scale = unswizzle(tiles, rows, columns)
     if second_scale is not None:
         if offset is None and offset_number is not None:
             offset = torch.full((1,), offset_number, device=scale.device)
