@@ -17,7 +17,6 @@ from quantrecipe.schema.drafting import DraftSource, slug
 from quantrecipe.schema.dtypes import PLAIN_DTYPES, PlainDType
 from quantrecipe.schema.names import NameMapping, Names
 from quantrecipe.schema.nearest import Wanted
-from quantrecipe.schema.one_part import for_one_part
 from quantrecipe.schema.plan import Plan, PlannedModule
 from quantrecipe.schema.problems import InvalidInput, Problem, Reasons, did_you_mean
 from quantrecipe.schema.provenance import with_rotations
@@ -26,7 +25,7 @@ from quantrecipe.schema.recognition import Reading, recognise_together
 from quantrecipe.schema.registry import layout_names, named_layout, named_names
 from quantrecipe.schema.schemes import DynamicActivation, GranularityName, ScaledFormatName
 from quantrecipe.schema.stated_activations import stated_beside, stated_by_recipe
-from quantrecipe.schema.transcoding import Transcoding, infer_recipe
+from quantrecipe.schema.transcoding import ONE_PART_GGUF, Transcoding, infer_recipe
 from quantrecipe.schema.validation import examine as examine_document
 
 _LAYOUT_OF_METHOD: Final[Mapping[str, str]] = {
@@ -159,7 +158,10 @@ def infer(path: Path, target_layout: str, asked: Asked) -> Inferred:
         raise InvalidInput(problems)
     pieces = examined.survey.pieces
     readings = recognise_together(
-        [piece.parts for piece in pieces], examined.layouts, named=examined.named
+        [piece.parts for piece in pieces],
+        examined.layouts,
+        named=examined.named,
+        methods=examined.methods,
     )
     sources: list[DraftSource] = []
     notes: list[str] = []
@@ -207,7 +209,7 @@ def _flat(examined: Examined, how: str | None) -> tuple[Examined, str | None]:
     files = examined.survey.files
     if not files or not all(file.path.name.endswith(GGUF_SUFFIX) for file in files):
         return examined, how
-    layouts = (for_one_part(named_layout("gguf")),)
+    layouts = (named_layout(ONE_PART_GGUF),)
     return replace(examined, layouts=layouts, named=True), "a GGUF file of one part"
 
 

@@ -102,6 +102,9 @@ def _of_torchao(quantization: Mapping[str, Any]) -> frozenset[str] | None:
     return _FLOAT8 if kind.startswith("Float8") else None
 
 
+_ONE_WORD: Final = ("bitsandbytes", "torchao")
+
+
 def config_problems(
     quantization: Mapping[str, Any],
     tensors: Mapping[str, TensorInfo],
@@ -156,7 +159,9 @@ def _what_is_wrong(
     found = {weight.format for weight in quantized.values()}
     if quantized:
         other = sorted(found - claimed)
-        if other:
+        # Some configs have one word for all modules; then each says itself what it is.
+        mixed = method in _ONE_WORD and bool(found & claimed)
+        if other and not mixed:
             return (
                 f"quantization_config says {' or '.join(sorted(claimed))} ({method}), and the "
                 f"weights are {' and '.join(other)}"
@@ -180,13 +185,13 @@ def _finer(
 ) -> str | None:
     """Whether groups and levels of scales are as they are said to be."""
     nested = quantization.get("bnb_4bit_use_double_quant")
-    if isinstance(nested, bool):
-        for name, weight in quantized.items():
-            if weight.format == "nf4" and weight.has_two_levels != nested:
-                return (
-                    f"quantization_config says bnb_4bit_use_double_quant: {str(nested).lower()}, "
-                    f"and the scales of {name!r} have {'one level' if nested else 'two levels'}"
-                )
+    nf4 = {name: each.has_two_levels for name, each in quantized.items() if each.format == "nf4"}
+    if isinstance(nested, bool) and nf4 and any(nf4.values()) != nested:
+        name = min(nf4, key=lambda each: (nf4[each] == nested, each))
+        return (
+            f"quantization_config says bnb_4bit_use_double_quant: {str(nested).lower()}, "
+            f"and the scales of {name!r} have {'one level' if nested else 'two levels'}"
+        )
     sizes = {weights.get("group_size") for weights in _group_weights(quantization)}
     for name, weight in quantized.items():
         size = getattr(weight, "group_size", None)

@@ -39,7 +39,7 @@ def short_patterns(names: Collection[str], others: Iterable[str]) -> list[str]:
     found = _no_wider_than_needed(found, wanted)
     for group in collapse(left):
         found[group.pattern] = group.names[0]
-    found |= {name: name for name in tables}
+    found |= {group.pattern: name for name in tables for group in collapse([name])}
     ordered = sorted(found, key=lambda pattern: natural(found[pattern]))
     compiled = Patterns.compile(ordered)
     # One that starts with a number may take what another does as well.

@@ -21,7 +21,6 @@ from quantrecipe.schema.layout_reading import PartContents, StoredModule
 from quantrecipe.schema.layout_writing import holds_many_parts
 from quantrecipe.schema.names import NameMapping
 from quantrecipe.schema.nearest import Wanted, as_it_is, nearest, with_its_own
-from quantrecipe.schema.one_part import ONLY_PART, for_one_part
 from quantrecipe.schema.problems import InvalidInput, Problem, Reasons
 from quantrecipe.schema.provenance import with_rotations
 from quantrecipe.schema.recipe import Recipe
@@ -37,6 +36,12 @@ from quantrecipe.schema.schemes import (
 from quantrecipe.schema.short_patterns import short_patterns
 from quantrecipe.schema.stated_activations import Activations
 from quantrecipe.schema.validation import parse_recipe
+
+ONLY_PART: Final = "model"
+"""What the one part of a checkpoint is called where nobody named it."""
+
+ONE_PART_GGUF: Final = "gguf-one-part"
+"""The layout of GGUF files whose names do not begin with a part's."""
 
 ARCHITECTURE: Final = "general.architecture"
 _OWN_ARCHITECTURES: Final = ("ideogram4-original", "ideogram4-diffusers")
@@ -362,7 +367,8 @@ def _layout_reference(sources: Sequence[DraftSource], wish: Transcoding) -> Any:
         )
     parts = [part.name for source in sources for part in source.reading.parts]
     if parts == [ONLY_PART] and holds_many_parts(layout):
-        layout = for_one_part(layout)
+        architecture = architecture or layout.metadata.get(ARCHITECTURE)
+        layout = named_layout(ONE_PART_GGUF)
     if architecture in (None, layout.metadata.get(ARCHITECTURE)):
         return reference_to(layout)
     document = layout.to_json_value()

@@ -101,7 +101,7 @@ def test_wide_and_awkward_weights_give_the_bytes_of_the_cpu(
     assert result_of(convert(path, source, tmp_path / "gpu", device="cuda").out) == expected
 
 
-BLOCKS = {
+BLOCKS: dict[str, tuple[str, dict[str, object]]] = {
     "nf4": ("quantrecipe", {"granularity": "block", "block_size": 64}),
     "nested nf4": ("quantrecipe", {"granularity": "block", "block_size": 64}),
     "int4": ("quantrecipe", {"granularity": "group", "group_size": 64, "symmetric": False}),
@@ -119,7 +119,7 @@ def test_formats_by_block_give_the_bytes_of_the_cpu(tmp_path: Path, name: str) -
     rng = np.random.default_rng(5)
     layout, fields = BLOCKS[name]
     fmt = name.removeprefix("nested ")
-    weight = {"format": fmt, **fields}
+    weight: dict[str, object] = {"format": fmt, **fields}
     if name.startswith("nested"):
         weight["double_quantized"] = True
     tensors = {

@@ -105,7 +105,7 @@ def made(layout: str, folder: Path, names: Iterable[str] | None = None) -> Path:
     tensors["norm.weight"] = torch.from_numpy(rng.standard_normal(8)).bfloat16()
     save(folder / "plain" / "model.safetensors", tensors)
     schemes = {name: scheme_of(name) for name in held}
-    suffix = "gguf" if layout == "gguf" else "safetensors"
+    suffix = "gguf" if layout.startswith("gguf") else "safetensors"
     convert(
         parsed(recipe_for("plain", schemes, layout, suffix)), folder / "plain", folder / layout,
         jobs=1,
