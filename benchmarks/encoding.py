@@ -28,7 +28,9 @@ from quantrecipe.formats.packing import pack
 from quantrecipe.formats.transform import block_transform
 from quantrecipe.schema.schemes import (
     AnyScaledWeight,
+    GgmlRecords,
     Int4Group,
+    Int8Channel,
     LlmInt8,
     MxFp4,
     MxFp8,
@@ -51,10 +53,15 @@ SPECS: dict[str, tuple[AnyScaledWeight, Packing | None]] = {
     ),
     "nf4": (NF4, HIGH),
     "nf4, double-quantized": (NF4.model_copy(update={"double_quantized": True}), HIGH),
+    "int8 by channel": (Int8Channel(format="int8", granularity="channel"), None),
     "llm_int8": (LlmInt8(format="llm_int8", granularity="channel"), None),
     "mxfp8": (MxFp8(format="mxfp8", granularity="group"), None),
     "mxfp4": (MxFp4(format="mxfp4", granularity="group"), LOW),
     "nvfp4": (NvFp4(format="nvfp4", granularity="group"), HIGH),
+    "q8_0": (GgmlRecords(format="q8_0", granularity="block"), None),
+    "q4_0": (GgmlRecords(format="q4_0", granularity="block"), None),
+    "q4_k": (GgmlRecords(format="q4_k", granularity="block"), None),
+    "q6_k": (GgmlRecords(format="q6_k", granularity="block"), None),
 }
 
 
@@ -84,7 +91,8 @@ class Ours:
         self.cuts = [slice(top, top + step) for top in range(0, len(weight), step)]
         self.pool = ThreadPoolExecutor(threads)
         grid = spec.scale_grid(*weight.shape)
-        self.codes = torch.empty(weight.shape, dtype=get_format(spec).code_dtype)
+        wide = len(weight), spec.code_columns(weight.shape[1])
+        self.codes = torch.empty(wide, dtype=get_format(spec).code_dtype)
         self.scales = torch.empty(grid, dtype=TORCH_DTYPES[spec.grid_dtype])
         self.zeros = torch.empty(grid, dtype=torch.uint8) if spec.has_zero_points else None
 
@@ -145,6 +153,14 @@ def comfy_kitchen(weight: Tensor) -> Iterator[tuple[str, str, Work, bool]]:
         return found
 
     yield "nvfp4", "comfy-kitchen", nvfp4, True
+    # Its arithmetic is in the dtype of the weight: other codes from bfloat16.
+    exact = weight.dtype == torch.float32
+    yield (
+        "int8 by channel",
+        "comfy-kitchen",
+        lambda: quantization.quantize_int8_rowwise(weight)[0].view(torch.uint8),
+        exact,
+    )
     yield (
         "mxfp8",
         "comfy-kitchen",
@@ -187,10 +203,32 @@ def compressed_tensors(weight: Tensor) -> Iterator[tuple[str, str, Work, bool]]:
         yield name, "compressed-tensors", encode, False
 
 
+def torchao(weight: Tensor) -> Iterator[tuple[str, str, Work, bool]]:
+    """As ``bitsandbytes``. Its scales are ``amax / 127.5``."""
+    from torchao.quantization import Int8Tensor, PerRow
+
+    yield "int8 by channel", "torchao", lambda: Int8Tensor.from_hp(weight, PerRow()), False
+
+
+def gguf(weight: Tensor) -> Iterator[tuple[str, str, Work, bool]]:
+    """As ``bitsandbytes``. It takes float32 alone, and has no encoder for K-quants."""
+    from gguf import GGMLQuantizationType, quants
+
+    values = weight.float().numpy()
+
+    def encoder(name: str) -> Work:
+        return lambda: torch.from_numpy(quants.quantize(values, GGMLQuantizationType[name]))
+
+    yield "q8_0", "gguf", encoder("Q8_0"), True
+    yield "q4_0", "gguf", encoder("Q4_0"), True
+
+
 PEERS: dict[str, Callable[[Tensor], Iterator[tuple[str, str, Work, bool]]]] = {
     "bitsandbytes": bitsandbytes,
     "comfy_kitchen": comfy_kitchen,
     "compressed_tensors": compressed_tensors,
+    "torchao": torchao,
+    "gguf": gguf,
 }
 
 
