@@ -25,7 +25,7 @@ help:
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fast,ray,dask,plot,test,models,oracles,dev,demo]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fast,ray,dask,evaluate,plot,test,models,oracles,dev,demo]'
 	@touch $@
 
 demo: $(READY)

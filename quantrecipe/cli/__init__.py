@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "diff": "quantrecipe.cli.diff:diff",
     "calibrate": "quantrecipe.cli.calibrate:calibrate",
     "rank": "quantrecipe.cli.rank:rank",
+    "evaluate": "quantrecipe.cli.evaluate:evaluate",
     "tune": "quantrecipe.cli.tune:tune",
     "schema": "quantrecipe.cli.schema_command:schema",
     "migrate": "quantrecipe.cli.migrate:migrate",

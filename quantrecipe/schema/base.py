@@ -16,6 +16,7 @@ _TEXT = r"[^{}\x00-\x1f\x7f]*"
 _MODULE_SEGMENT = r"(\*|[^.*{}\x00-\x1f\x7f]+)"
 
 NAME: Final = r"^[a-z0-9]+([._-][a-z0-9]+)*$"
+LABEL: Final = r"^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$"
 PART_NAME: Final = r"^[a-z][a-z0-9_]*$"
 SHA256: Final = r"^[0-9a-f]{64}$"
 XXH3_128: Final = r"^[0-9a-f]{32}$"
@@ -32,6 +33,7 @@ NAME_MAPPING: Final = rf"^{_MODULE_SEGMENT}(\.{_MODULE_SEGMENT})*$"
 PATTERN_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
         NAME: "lower-case letters and digits, with single '.', '_' or '-' between them",
+        LABEL: "letters and digits, with single '.', '_' or '-' between them",
         PART_NAME: "a lower-case letter, then lower-case letters, digits and '_'",
         SHA256: "64 lower-case hexadecimal digits",
         XXH3_128: "32 lower-case hexadecimal digits",

@@ -22,7 +22,7 @@ from quantrecipe.schema.field_docs import field_docs
 from quantrecipe.schema.parsed import MAX_INTEGER
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-KINDS: Final = ("recipe", "layout", "names", "lock", "statistics")
+KINDS: Final = ("recipe", "layout", "names", "lock", "statistics", "evaluation")
 FRAGMENTS: Final = ("quantization_config",)
 """What is no document by itself, but a part of other people's."""
 SCHEMAS: Final = (*KINDS, *FRAGMENTS)

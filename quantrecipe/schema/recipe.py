@@ -22,6 +22,7 @@ from quantrecipe.schema.base import (
     json_type,
 )
 from quantrecipe.schema.dtypes import PlainDType
+from quantrecipe.schema.evaluation import Evaluation
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.names import MappedName, NamesReference
 from quantrecipe.schema.schemes import Scheme
@@ -221,6 +222,10 @@ class Recipe(Model):
 
     bounds: Bounds = Bounds()
     """What the result must hold to."""
+
+    evaluation: Evaluation | None = None
+    """How what the result produces is compared with what a reference does; absent: nothing is
+    declared, and no equivalence can be shown."""
 
     extensions: dict[ReverseDns, Extension] = Field(default={})
     """What this schema does not know."""

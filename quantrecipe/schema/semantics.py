@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, Final, TypeGuard
 
 from quantrecipe.schema.canonical import digest, lock_digest
+from quantrecipe.schema.evaluation_semantics import metric_problems
 from quantrecipe.schema.layout_semantics import layout_problems
 from quantrecipe.schema.names_semantics import names_problems
 from quantrecipe.schema.parsed import child
@@ -41,6 +42,7 @@ def recipe_problems(
     yield from _patterns(recipe)
     yield from _counts(recipe)
     yield from _folds((f"/folds/{index}", edge) for index, edge in _entries(recipe, "folds"))
+    yield from metric_problems(_table(recipe, "evaluation"), "/evaluation")
     yield from _extensions(recipe)
     yield from _source(_table(recipe, "source"))
     yield from _target(_table(recipe, "target"))

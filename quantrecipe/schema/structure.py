@@ -14,6 +14,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from quantrecipe.schema.base import Model
+from quantrecipe.schema.evaluated import EVALUATION_VERSION, Evaluated
 from quantrecipe.schema.layout import LAYOUT_VERSION, Layout
 from quantrecipe.schema.lock import LOCK_VERSION, Lock
 from quantrecipe.schema.messages import is_echo, problem_of
@@ -24,7 +25,14 @@ from quantrecipe.schema.recipe import RECIPE_VERSION, Recipe
 from quantrecipe.schema.statistics import STATISTICS_VERSION, Statistics
 
 MODELS: Final[Mapping[str, type[Model]]] = MappingProxyType(
-    {"recipe": Recipe, "layout": Layout, "names": Names, "lock": Lock, "statistics": Statistics}
+    {
+        "recipe": Recipe,
+        "layout": Layout,
+        "names": Names,
+        "lock": Lock,
+        "statistics": Statistics,
+        "evaluation": Evaluated,
+    }
 )
 """The model of each kind of document."""
 
@@ -35,6 +43,7 @@ VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         "names": NAMES_VERSION,
         "lock": LOCK_VERSION,
         "statistics": STATISTICS_VERSION,
+        "evaluation": EVALUATION_VERSION,
     }
 )
 """The version of each kind of document that is read and written."""

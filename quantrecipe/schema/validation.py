@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from quantrecipe.schema.base import Model
 from quantrecipe.schema.document import Document, located, parse_text, read_parsed
+from quantrecipe.schema.evaluation_semantics import evaluated_problems
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_semantics import layout_problems
 from quantrecipe.schema.lock import Lock
@@ -204,6 +205,8 @@ def _semantic_problems(
         return names_problems(value.get("names"), "/names")
     if kind == "statistics":
         return statistics_problems(value)
+    if kind == "evaluation":
+        return evaluated_problems(value)
     check = recipe_problems if kind == "recipe" else lock_problems
     return check(
         value,

@@ -1,0 +1,1 @@
+"""Scores of variants, prompt by prompt, compared with those of a reference. No torch."""
