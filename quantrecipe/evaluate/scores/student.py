@@ -68,8 +68,8 @@ def power_of_difference(found: Differences, true: float, alpha: float) -> float:
     """How likely a two-sided paired t test shows a true difference, with the spread that was found.
 
     ``P(|T| > t)`` where ``T`` has a noncentral t distribution with noncentrality ``true / error``
-    (Cohen 1988, chapter 2, for paired differences; exact for Gaussian ones). With ``S`` the standard
-    deviation that will be found over the true one, it is the expectation of
+    (Cohen 1988, chapter 2, for paired differences; exact for Gaussian ones). With ``S`` the
+    standard deviation that will be found over the true one, it is the expectation of
     ``Phi(true / error - t S) + Phi(-true / error - t S)``.
 
     Args:

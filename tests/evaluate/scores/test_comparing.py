@@ -188,7 +188,7 @@ def test_without_a_spread_nothing_is_shown(shift: float) -> None:
     assert one.verdict == "not shown"
     assert "so nothing is known of the spread" in one.explanation
     assert (one.difference_test, one.equivalence_test, one.sensitivity) == (None, None, None)
-    assert one.intervals.t == (pytest.approx(shift), pytest.approx(shift))
+    assert one.intervals.t == pytest.approx((shift, shift))
     assert one.intervals.bca is None
 
 
@@ -215,7 +215,7 @@ def test_the_document_is_the_same_every_time() -> None:
     rows = scores({name: one_seed(draw.normal(size=30)) for name in ("ref", "v")})
     one, other = (document_bytes(compared(rows, seed=4).to_json_value()) for _ in range(2))
     assert one == other
-    assert compared(rows, seed=5).comparisons[0].intervals.bca != compared(rows).comparisons[0]
+    assert only(compared(rows, seed=5)).intervals.bca != only(compared(rows)).intervals.bca
 
 
 def refused(rows: list[Score], *metrics: str, without: tuple[str, ...] = ()) -> list[str]:
@@ -258,10 +258,9 @@ def test_what_has_no_partner_is_named() -> None:
         Score(s.variant, s.metric, s.prompt, s.seed + 10 * (s.variant == "v"), s.value, "f", 1)
         for s in scores(FULL)
     ]
-    assert refused(other) == [
-        "other-seeds: 'v' has the m of prompts 'p0', 'p1' with other seeds than 'ref': 10, 11, "
-        "not 0, 1"
-    ]
+    (message,) = refused(other)
+    assert message.startswith("other-seeds: 'v' has the m of prompts 'p0', 'p1' with other seeds")
+    assert message.endswith("than 'ref': 10, 11, not 0, 1")
 
 
 def test_what_cannot_be_compared_is_named() -> None:

@@ -137,7 +137,7 @@ def test_every_fault_is_told(tmp_path: Path) -> None:
 def test_a_score_of_another_file_counts(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text(lines(GOOD | {"variant": "v"}), "utf-8")
-    with pytest.raises(InvalidInput, match="already: .*a.jsonl:1"):
+    with pytest.raises(InvalidInput, match=r"already: .*a\.jsonl:1"):
         read_scores([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
 
 
