@@ -33,6 +33,7 @@ from transformers import AutoTokenizer
 from quantrecipe.converter import OpenRecipe, convert, open_recipe, plan
 from quantrecipe.converter.calibration import open_statistics
 from quantrecipe.converter.ranking import choose, protect, rank
+from quantrecipe.evaluate.scores.bootstrap import percentile_interval, times_drawn
 from quantrecipe.loaders.kernels import AUTO
 
 SENTENCES: Final = Path(__file__).with_name("minilm_sentences.txt")
@@ -136,10 +137,7 @@ class Draws:
     @staticmethod
     def of(sentences: int, resamples: int = RESAMPLES) -> Draws:
         """The same draws for everything that is compared."""
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randint(sentences, (resamples, sentences), generator=generator)
-        times = torch.zeros(resamples, sentences, dtype=torch.float64)
-        times.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
+        times = torch.from_numpy(times_drawn(sentences, resamples, seed=0))
         every = torch.ones(1, sentences, dtype=torch.float64)
         pairs = torch.triu_indices(sentences, sentences, offset=1)
         return Draws(torch.cat([every, times]), pairs)
@@ -176,9 +174,7 @@ def _correlation(one: Tensor, other: Tensor, weights: Tensor) -> Tensor:
 
 def _spread(samples: Tensor) -> Spread:
     """The first sample is the number itself."""
-    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = samples[1:].quantile(ends).tolist()
-    return Spread(samples[0].item(), low, high)
+    return Spread(samples[0].item(), *percentile_interval(samples[1:].numpy(), LEVEL))
 
 
 def main() -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from denoiser.data import Prompt, text_features
 from denoiser.sampler import Branches, Step, look
+from quantrecipe.evaluate.scores.bootstrap import (
+    RESAMPLES,
+    Values,
+    percentile_interval,
+    times_drawn,
+)
 
-Values = NDArray[np.float64]
-
-RESAMPLES = 10_000
 LEVEL = 0.95
 
 
@@ -51,20 +52,16 @@ def _power(values: Tensor) -> Tensor:
 def interval(values: Values, seed: int = 0) -> tuple[float, float, float]:
     """A mean over prompts, and the percentile bootstrap's interval for it.
 
-    Prompts are drawn with replacement ``RESAMPLES`` times. Give the differences of two variants
-    on the same prompts for a paired interval.
+    Give the differences of two variants on the same prompts for a paired interval.
 
     Returns:
         The mean, and the ends of its 95 % interval.
     """
-    means = _times_drawn(len(values), seed) @ values / len(values)
-    low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return float(values.mean()), float(low), float(high)
+    means = _drawn(len(values), seed) @ values / len(values)
+    return float(values.mean()), *percentile_interval(means, LEVEL)
 
 
 @cache
-def _times_drawn(count: int, seed: int) -> Values:
-    """How often each of ``count`` prompts is in each resample, ``[RESAMPLES, count]``."""
-    random = np.random.default_rng(seed)
-    times = random.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    return times.astype(np.float64)
+def _drawn(count: int, seed: int) -> Values:
+    """The same draws for everything that is compared."""
+    return times_drawn(count, RESAMPLES, seed)

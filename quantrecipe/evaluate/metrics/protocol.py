@@ -19,19 +19,23 @@ TENSORS: Final = (".safetensors",)
 
 @runtime_checkable
 class Scorer(Protocol):
-    """A metric. What computes it may be made when it is first needed.
+    """A metric. What computes it may be made when it is first needed."""
 
-    Attributes:
-        name: what scores are called after.
-        higher_is_better: whether more of it is better.
-        suffixes: of the files that it scores, in lower case.
-        against: what they are held against.
-    """
+    @property
+    def name(self) -> str:
+        """What scores are called after: the name that it is registered under."""
 
-    name: str
-    higher_is_better: bool
-    suffixes: tuple[str, ...]
-    against: Against
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of it is better."""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the files that it scores, in lower case, with the dot."""
+
+    @property
+    def against(self) -> Against:
+        """What they are held against."""
 
     def score(self, output: Path, against: Path | str) -> float:
         """The score of one output.
