@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,11 +31,6 @@ def tables(draw: st.DrawFn) -> dict[str, list[list[float]]]:
         st.lists(EIGHTHS, min_size=seeds, max_size=seeds), min_size=prompts, max_size=prompts
     )
     return {variant: draw(rows) for variant in ("ref", "a", "b")}
-
-
-def numbers(found: Any) -> Any:
-    """What was found, without the direction that it was asked for in."""
-    return [each.model_dump(exclude={"verdict", "explanation"}) for each in found.comparisons]
 
 
 @given(tables(), st.randoms(use_true_random=False))

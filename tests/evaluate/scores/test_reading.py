@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -9,12 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantrecipe.evaluate.scores import reading
-from quantrecipe.evaluate.scores.reading import read_scores
+from quantrecipe.evaluate.scores.reading import Score, read_scores
 from quantrecipe.schema.problems import InvalidInput
 
 GOOD = {"prompt": "p", "seed": 0, "metric": "clip", "value": 1.5}
@@ -126,6 +128,21 @@ def test_a_bad_table_is_refused(tmp_path: Path, text: str, kind: str, line: int)
     path = tmp_path / "v.csv"
     path.write_text(text, "utf-8")
     assert problems(path)[0] == (kind, line)
+
+
+@given(st.lists(st.one_of(st.binary(max_size=20), ROWS.map(lambda rows: lines(*rows).encode()))))
+@settings(max_examples=40)
+def test_whatever_the_bytes_are_nothing_else_is_raised(
+    tmp_path_factory: Any, pieces: list[bytes]
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    for name in ("v.jsonl", "v.csv"):
+        path = folder / name
+        path.write_bytes(b"".join(pieces))
+        scores: list[Score] = []
+        with contextlib.suppress(InvalidInput):
+            scores, _ = read_scores([path])
+        assert all(np.isfinite(score.value) for score in scores)
 
 
 def test_every_fault_is_told(tmp_path: Path) -> None:
