@@ -107,11 +107,15 @@ class EquivalenceTest(Model):
     """The same, adjusted by Holm for every equivalence test of the file."""
 
     power: Probability
-    """How likely so many prompts with this spread show equivalence if there is no difference."""
+    """How likely so many prompts with this spread show equivalence if there is no difference, at
+    the level that Holm holds the smallest p value to."""
 
 
 class Sensitivity(Model):
-    """What so many prompts with this spread can show; unadjusted for other comparisons."""
+    """What so many prompts with this spread can show.
+
+    At the level that Holm holds the smallest p value to: the risk over the number of comparisons.
+    """
 
     detectable: Annotated[float, Field(ge=0.0)]
     """The true difference that is shown with a probability of 0.8."""

@@ -163,14 +163,23 @@ def _judged(measured: Sequence[_Measured], evaluation: Evaluation) -> tuple[Comp
             p_above=_number(above),
             p=_number(max(below, above)),
             p_holm=_number(adjusted),
-            power=_number(power_of_equivalence(one.found, one.metric.margin or 0.0, alpha)),
+            power=_number(
+                power_of_equivalence(one.found, one.metric.margin or 0.0, alpha / len(with_margin))
+            ),
         )
         for one, (below, above), adjusted in zip(
             with_margin, sides, holm([max(both) for both in sides]), strict=True
         )
     }
     return tuple(
-        _compared(one, differences.get(id(one)), equivalences.get(id(one)), alpha)
+        _compared(
+            one,
+            differences.get(id(one)),
+            equivalences.get(id(one)),
+            # Holm holds the smallest p value to this; what it says of the others is no stricter.
+            _sensitivity(one, alpha / len(spread)) if one.has_spread else None,
+            alpha,
+        )
         for one in measured
     )
 
@@ -179,9 +188,9 @@ def _compared(
     one: _Measured,
     difference: DifferenceTest | None,
     equivalence: EquivalenceTest | None,
+    sensitivity: Sensitivity | None,
     alpha: float,
 ) -> Compared:
-    sensitivity = None if difference is None else _sensitivity(one, alpha)
     if difference is None or sensitivity is None:
         verdict, why = without_spread(one.found.mean)
     else:

@@ -14,6 +14,7 @@ from scipy import stats
 
 from quantrecipe.evaluate.scores.comparing import compare
 from quantrecipe.evaluate.scores.reading import Score
+from quantrecipe.evaluate.scores.student import Differences, detectable
 from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.evaluation import Evaluation, Metric
 from quantrecipe.schema.problems import InvalidInput
@@ -200,6 +201,10 @@ def test_all_comparisons_share_one_risk() -> None:
     smallest = min(test.p for test in tests if test)
     adjusted = min(test.p_holm for test in tests if test)
     assert adjusted == pytest.approx(min(1.0, 6 * smallest))
+    for each in found.comparisons:
+        assert each.sensitivity is not None
+        spread = Differences(40, 0.0, each.standard_deviation)
+        assert each.sensitivity.detectable == pytest.approx(detectable(spread, 0.05 / 6, 0.8))
     equal = [each.equivalence_test for each in found.comparisons]
     assert min(t.p_holm for t in equal if t) == pytest.approx(6 * min(t.p for t in equal if t))
 
