@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "calibrate": "quantrecipe.cli.calibrate:calibrate",
     "rank": "quantrecipe.cli.rank:rank",
     "evaluate": "quantrecipe.cli.evaluate:evaluate",
+    "report": "quantrecipe.cli.report:report",
     "tune": "quantrecipe.cli.tune:tune",
     "schema": "quantrecipe.cli.schema_command:schema",
     "migrate": "quantrecipe.cli.migrate:migrate",
