@@ -112,6 +112,7 @@ for heavy in ("torch", "scipy"):
         ["convert", "--help"],
         ["rank", "--help"],
         ["diff", "--help"],
+        ["report", "--help"],
         ["tune", "--help"],
         ["calibrate", "--help"],
         ["evaluate", "--help"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from quantrecipe.evaluate.reporting.drawing import Drawing, Shape
 from quantrecipe.schema.canonical import document_bytes, lock_digest
 from quantrecipe.schema.lock import (
     LOCK_NAME,
@@ -293,3 +295,15 @@ def write_statistics(
             tensors[f"{part}/{name}/input_absmax"] = maxima
     save_file(tensors, path, {STATISTICS_KEY: json.dumps(header)})
     return path
+
+
+def out_of_bounds(drawing: Drawing) -> list[Shape]:
+    """Shapes that reach over the edge of their drawing by more than half a pixel."""
+    found = []
+    for shape in drawing.shapes:
+        left, top, right, bottom = shape.box()
+        inside = left >= -0.5 and top >= -0.5
+        inside &= right <= drawing.width + 0.5 and bottom <= drawing.height + 0.5
+        if not inside or not all(map(math.isfinite, shape.box())):
+            found.append(shape)
+    return found

@@ -11,6 +11,9 @@ from quantrecipe.evaluate.reporting.wording import figure
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 _SIZE = 10.0
+_ALIKE = 1e-9
+_TINY = 1e-150
+"""What is smaller is drawn as 0 is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Axis:
         """The pixel of a number; what lies beyond an end is put there."""
         value = min(max(value, self.low), self.high)
         share = (
-            math.log(value / self.low) / math.log(self.high / self.low)
+            (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
             if self.log
             else (value - self.low) / (self.high - self.low)
         )
@@ -64,16 +67,18 @@ def axis(
         pad: the room at each end, as a share of the whole.
     """
     found = [value for value in (*values, *include) if math.isfinite(value)]
-    if log:
-        found = [value for value in found if value > 0]
-        log = bool(found)
+    positive = [value for value in found if value > _TINY]
+    log = log and bool(positive)
+    found = positive if log else found
     low, high = (min(found), max(found)) if found else (0.0, 1.0)
     if log:
-        low, high = (low / 1.5, high * 1.5) if low == high else (low, high)
-        room = (high / low) ** pad
+        low, high = (low / 1.5, high * 1.5) if high / low < 1 + _ALIKE else (low, high)
+        room = math.exp((math.log(high) - math.log(low)) * pad)
         return Axis(low / room, high * room, start, stop, True)
-    if low == high:
-        low, high = low - (abs(low) or 1.0) * 0.1, high + (abs(high) or 1.0) * 0.1
+    largest = max(abs(low), abs(high))
+    if high - low <= _ALIKE * largest or largest <= _TINY:
+        reach = 0.1 * largest if largest > _TINY else 0.1
+        low, high = low - reach, high + reach
     room = (high - low) * pad
     return Axis(low - room, high + room, start, stop)
 

@@ -27,13 +27,18 @@ def sizes_section(lock: Lock) -> Section:
             element("span", swatch((Rect(1, 1, 20, 12, sizes.tone(kinds, kind), "edge"),)), " "),
             f"{index}. {kind}",
             size(nbytes),
-            f"{nbytes / total:.1%}" if total else "",
+            _share(nbytes, total),
         )
         for index, (kind, nbytes) in enumerate(found.items(), start=1)
     ]
     listed = table(("", "what", "bytes", "share"), rows, "llrr", "The output")
     content = (element("div", figure.markup(), listed, class_="beside"),)
     return Section("sizes", "Sizes", content, (figure,))
+
+
+def _share(nbytes: int, total: int) -> str:
+    share = nbytes / total if total else 0.0
+    return "< 0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
 def provenance_section(materials: Materials, version: str) -> Section:

@@ -32,7 +32,7 @@ LOOKS: Final[Mapping[Verdict, tuple[MarkShape, str, bool]]] = MappingProxyType(
 )
 """The mark of each verdict, its colour, and whether it is filled."""
 
-_WIDTH: Final = 400
+_WIDTH: Final = 390
 _ROW: Final = 40
 _LEFT: Final = 12
 _RIGHT: Final = _WIDTH - 12

@@ -19,7 +19,7 @@ SERIES: Final = 4
 
 _HEAT_LIGHT: Final = (
     *("#fff8e0", "#ffecb8", "#fedb85", "#fdbf4f"),
-    *("#f59a33", "#c9580c", "#983404", "#5c1f04"),
+    *("#f59a33", "#bf520a", "#983404", "#5c1f04"),
 )
 _HEAT_DARK: Final = (
     *("#2b2925", "#3b3020", "#533d1b", "#704a14"),

@@ -49,7 +49,9 @@ def places(names: Iterable[str]) -> dict[str, Place | None]:
 
 
 def _is_number(segment: str) -> bool:
-    return segment.isascii() and segment.isdecimal() and len(segment) <= _MOST_DIGITS
+    """Whether it counts something; with a zero in front, it is a name like any other."""
+    plain = segment.isascii() and segment.isdecimal() and len(segment) <= _MOST_DIGITS
+    return plain and (segment == "0" or not segment.startswith("0"))
 
 
 def _skeleton(segments: tuple[str, ...]) -> tuple[str, ...]:
@@ -84,7 +86,10 @@ def _place(segments: tuple[str, ...], indexes: frozenset[tuple[str, ...]]) -> Pl
     if not found:
         return None
     last = found[-1]
-    stack = ".".join("*" if at in found else segments[at] for at in range(last + 1))
+    # A name may hold a star of its own.
+    stack = ".".join(
+        "*" if at in found else segments[at].replace("*", r"\*") for at in range(last + 1)
+    )
     return Place(
         stack.removesuffix(".*"),
         tuple(int(segments[at]) for at in found),

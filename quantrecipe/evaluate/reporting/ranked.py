@@ -14,6 +14,7 @@ Key = tuple[str, str]
 
 _Read = TypeVar("_Read")
 
+_ORDERS: Final = ("ranked", "random", "reverse")
 _WHAT: Final = "what `quantrecipe rank --json` prints"
 
 
@@ -148,8 +149,11 @@ def _timesteps(found: Fields) -> tuple[float, float]:
 
 
 def _rung(found: Fields) -> Rung:
+    order = found["order"].text()
+    if order not in _ORDERS:
+        raise found["order"].refused(f"{order!r} is none of {', '.join(_ORDERS)}")
     return Rung(
-        order=found["order"].text(),
+        order=order,
         protected=found["protected"].whole(),
         modules=found["modules"].whole(),
         extra_bytes=found["extra_bytes"].whole(),

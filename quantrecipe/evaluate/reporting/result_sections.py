@@ -39,7 +39,7 @@ def ranking_section(found: Ranked, network: Network, recipe: str) -> Section:
         "output SQNR, dB",
         kept=any(module.tag and module.key not in ranked for module in network.modules),
         plain="-" if any(m.key not in ranked and not m.tag for m in network.modules) else None,
-        marked="chosen to be protected" if found.chosen else None,
+        marked="chosen to protect" if found.chosen else None,
     )
     maps = map_figure(
         network,

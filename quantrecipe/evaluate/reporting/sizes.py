@@ -10,7 +10,7 @@ from quantrecipe.evaluate.reporting.palette import SERIES
 from quantrecipe.evaluate.reporting.wording import count, size, stored_as
 from quantrecipe.schema.lock import Lock, LockedModule
 
-_WIDTH: Final = 440
+_WIDTH: Final = 390
 _LEFT: Final = 1
 _BAR: Final = 30
 _SCALES: Final = "scales and what belongs to them"

@@ -11,7 +11,7 @@ from quantrecipe.evaluate.reporting.wording import figure
 
 MOST_BARS: Final = 24
 MOST_PANELS: Final = 6
-_WIDTH: Final = 400
+_WIDTH: Final = 390
 _ROW: Final = 32
 
 

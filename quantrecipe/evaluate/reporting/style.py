@@ -77,6 +77,7 @@ footer{padding:6px 20px 32px;font-size:13px}
  h1{font-size:22px}
  .tiles{grid-template-columns:repeat(auto-fit,minmax(140px,1fr))}
  .tile dd{font-size:18px}
+ .gallery img{max-width:38vw}
 }
 """
 

@@ -24,7 +24,7 @@ _HEIGHT: Final = 168
 _LEFT: Final = 44
 _TOP: Final = 42
 _BOTTOM: Final = 134
-_LIST: Final = 400
+_LIST: Final = 390
 _ROW: Final = 32
 
 

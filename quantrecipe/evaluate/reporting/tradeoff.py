@@ -21,7 +21,7 @@ from quantrecipe.evaluate.reporting.palette import SERIES
 from quantrecipe.evaluate.reporting.ranked import Ranked, Rung
 from quantrecipe.evaluate.reporting.wording import count, figure, size
 
-_WIDTH: Final = 470
+_WIDTH: Final = 390
 _HEIGHT: Final = 316
 _LEFT: Final = 56
 _RIGHT: Final = _WIDTH - 14
