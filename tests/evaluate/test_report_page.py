@@ -237,6 +237,18 @@ def test_pages_are_small(report: Report) -> None:
     assert len(large.figures[1].columns) == 20
 
 
+def test_very_many_layers_are_cut_into_several_maps() -> None:
+    lock = lock_with(
+        [f"m.{layer}.experts.{expert}.w" for layer in range(13) for expert in range(10)]
+    )
+    figure = build(Materials(lock), "1").figures[0]
+    titles = [column[0].title for column in figure.columns]
+    where = "model: m.*.experts"
+    assert titles == [f"{where}, 0.0 to 4.3", f"{where}, 4.4 to 8.7", f"{where}, 8.8 to 12.9"]
+    groups = section(tree(build(Materials(lock), "1")), "network").iter(f"{SVG}g")
+    assert len(list(groups)) == 130
+
+
 def test_of_many_kinds_the_lowest_are_drawn() -> None:
     lock = lock_with([f"blocks.{layer}.kind_{kind}" for layer in (0, 1) for kind in range(30)])
     depth = build(Materials(lock), "1").figures[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +30,7 @@ _COLUMN: Final = 44
 _WIDEST: Final = 104
 _SMALL: Final = 10.0
 _NAME: Final = 260
+_MOST_ROWS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +130,36 @@ def legend(
     return Drawing(columns * width, height, f"Legend: {what}", names, tuple(shapes))
 
 
-def layers_map(title: str, cells: Mapping[Place, Cell]) -> Drawing:
-    """One stack of layers.
+def layers_maps(title: str, cells: Mapping[Place, Cell]) -> list[Drawing]:
+    """One stack of layers; of very many, as few pictures of about equally many as will do.
 
     Args:
         title: its part and name.
         cells: by place, all of one stack.
     """
+    rows = sorted({place.index for place in cells})
+    maps = -(-len(rows) // _MOST_ROWS)
+    size = -(-len(rows) // maps)
+    if maps == 1:
+        return [_layers_map(title, cells)]
+    found = []
+    for start in range(0, len(rows), size):
+        mine = rows[start : start + size]
+        first, last = (".".join(map(str, index)) for index in (mine[0], mine[-1]))
+        here = {place: cell for place, cell in cells.items() if mine[0] <= place.index <= mine[-1]}
+        found.append(_layers_map(f"{title}, {first} to {last}", here))
+    return found
+
+
+def _layers_map(title: str, cells: Mapping[Place, Cell]) -> Drawing:
     kinds = sorted({place.kind for place in cells}, key=_kind_order)
     rows = sorted({place.index for place in cells})
     labels = {kind: _label(kind) for kind in kinds}
     left = 8 + max(text_width(".".join(map(str, row)), _SMALL) for row in rows)
-    widths = [min(_WIDEST, max(_COLUMN, text_width(labels[kind][1], _SMALL) + 8)) for kind in kinds]
+    groups = Counter(group for group, _ in labels.values())
+    widths = [_width(labels[kind], alone=groups[labels[kind][0]] == 1) for kind in kinds]
     starts = [left + sum(widths[:column]) for column in range(len(kinds))]
-    shown = fitted(title, max(300.0, starts[-1] + widths[-1]), 12, bold=True)
+    shown = fitted(title, max(250.0, starts[-1] + widths[-1]), 12, bold=True)
     shapes: list[Shape] = [Text(0, 13, shown, 12, bold=True, title=title)]
     shapes += _header(kinds, labels, starts, widths)
     top = 54
@@ -182,6 +200,12 @@ def _label(kind: str) -> tuple[str, str]:
     segments = kind.split(".")
     own = 2 if len(segments) > 1 and segments[-1].isdecimal() else 1
     return ".".join(segments[:-own]), ".".join(segments[-own:]) or "(itself)"
+
+
+def _width(label: tuple[str, str], alone: bool) -> float:
+    """Of a column: room for its own name, and for its group's if it is the only one of that."""
+    texts = label if alone else label[1:]
+    return min(_WIDEST, max(_COLUMN, *(text_width(text, _SMALL) + 8 for text in texts)))
 
 
 def _header(

@@ -13,7 +13,7 @@ from quantrecipe.evaluate.reporting.network import (
     Cell,
     Heats,
     heats,
-    layers_map,
+    layers_maps,
     legend,
     modules_list,
 )
@@ -39,7 +39,7 @@ def map_figure(
                 for module in mine
                 if module.place is not None and module.place.stack == stack
             }
-            maps.append((layers_map(f"{part}: {stack}", cells),))
+            maps += [(each,) for each in layers_maps(f"{part}: {stack}", cells)]
         alone = {module.locked.name: cell(module) for module in mine if module.place is None}
         if alone:
             where = f"{part}: " if several or not found.stacks(part) else ""
