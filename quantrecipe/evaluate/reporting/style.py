@@ -85,16 +85,29 @@ _PAPER = """
 @page{margin:14mm}
 @media print{
  html{color-scheme:light}
- body{background:none;font-size:10.5pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}
+ body{background:none;font-size:9.5pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}
  main,header,footer{max-width:none;padding:0}
  nav,details:not([open]){display:none}
  section{border:0;padding:0;margin:0 0 8mm;border-radius:0}
  h2,h3,section>p,figure>.panel{break-after:avoid}
- .panel,.tile,tr,.notes,.gallery tr{break-inside:avoid}
+ p,.panel,.tile,tr,.notes,.gallery tr{break-inside:avoid}
  .panel{overflow:visible}
+ h1{font-size:18pt}
+ h2{font-size:13pt}
+ .tile dd{font-size:10pt}
+ .tile dt,.tile small{font-size:8.5pt}
+ .tiles{grid-template-columns:repeat(5,1fr)}
  .scroll{overflow:visible}
  .panels{display:block}
- .panel{display:inline-block;vertical-align:top;margin:0 5mm 5mm 0}
+ .panels .panel{display:inline-block;vertical-align:top;margin:0 5mm 5mm 0}
+ table{font-size:7pt}
+ figure{zoom:.72}
+ figcaption{font-size:12pt}
+ th,td{padding-right:2mm}
+ td.w{min-width:0}
+ tbody th.long{min-width:13.5em}
+ .gallery img{max-width:44mm}
+ caption{break-after:avoid}
  thead{display:table-header-group}
  figcaption{break-before:avoid}
 }
