@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -139,6 +140,7 @@ def test_words_for_numbers() -> None:
     assert size(512) == "512 B"
     assert figure(-0.25) == "\N{MINUS SIGN}0.25"
     assert figure(48_300) == "48,300"
+    assert figure(math.inf) == "∞"
     assert signed(0.5) == "+0.5"
     assert signed(0.0) == "0"
     assert shortened("abcdefgh", 5) == "ab…gh"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,8 @@ class Inputs:
         part, name: which.
         largest: in each timestep bin, the largest absolute input of any channel.
         median: in each timestep bin, that of the median channel.
-        max_to_median: the same over all bins: the largest channel to the median channel; infinite
-            if half the channels have no input.
+        max_to_median: the largest channel to the median channel, over all bins; infinite if more
+            than half of them have no input, and 1 if none has.
     """
 
     part: str
@@ -112,9 +113,15 @@ def _inputs(
         np.maximum(whole, row, out=whole)
         largest.append(float(row.max()))
         median.append(float(np.median(row)))
-    middle, most = float(np.median(whole)), float(whole.max())
-    ratio = most / middle if middle else (float("inf") if most else 0.0)
-    return Inputs(part, name, tuple(largest), tuple(median), ratio)
+    return Inputs(part, name, tuple(largest), tuple(median), _max_to_median(whole))
+
+
+def _max_to_median(absmax: _ROW) -> float:
+    """As statistics have it: 1 where all channels are 0."""
+    largest, median = float(absmax.max()), float(np.quantile(absmax.astype(np.float64), 0.5))
+    if largest == 0:
+        return 1.0
+    return largest / median if median > 0 else math.inf
 
 
 def _rows(info: TensorInfo, reader: SourceReader) -> Iterator[_ROW]:

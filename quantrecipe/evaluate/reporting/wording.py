@@ -28,6 +28,8 @@ def decibels(value: float | None) -> str:
 
 def figure(value: float) -> str:
     """A number of no known kind, with about four significant digits and a true minus."""
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{MINUS}∞"
     text = f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
     return text.replace("-", MINUS)
 
