@@ -461,6 +461,8 @@ def test_statistics_are_read_as_they_are(tmp_path: Path) -> None:
         maxima = tensors[f"model/{module.name}/input_absmax"]
         assert module.largest == tuple(maxima.max(1).tolist())
         assert module.median == pytest.approx(np.median(maxima, 1))
+        whole = maxima.max(0).astype(np.float64)
+        assert module.max_to_median == pytest.approx(whole.max() / np.median(whole), rel=1e-12)
     assert found.modules[0].name == "a"
     ratios = [module.max_to_median for module in found.modules]
     assert ratios == sorted(ratios, reverse=True)
