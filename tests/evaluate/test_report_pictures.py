@@ -60,6 +60,7 @@ def test_images_keep_to_their_room(folders: dict[str, Path], room: int) -> None:
     report = build(Materials(lock_with(["a"]), gallery=found), "1")
     assert len(report.html) < 100_000 + room
     assert f"{len(found.rows)} of 12 files" in report.html
+    assert ("scaled down" in report.html) == bool(found.rows and found.longest < 200)
 
 
 def test_small_images_are_kept_to_the_pixel(tmp_path: Path) -> None:
@@ -67,6 +68,7 @@ def test_small_images_are_kept_to_the_pixel(tmp_path: Path) -> None:
     found = of({"a": tmp_path / "a"})
     picture = found.rows[0][1][0]
     assert picture.mime == "image/png"
+    assert "scaled down" not in build(Materials(lock_with(["a"]), gallery=found), "1").html
     with Image.open(io.BytesIO(picture.data)) as image, Image.open(path) as original:
         assert np.array_equal(np.asarray(image.convert("L")), np.asarray(original))
 

@@ -257,7 +257,8 @@ def images_section(found: Gallery) -> Section:
         for name, pictures in found.rows
     ]
     lead = f"{len(rows):,} of {count(found.common, 'file')} that all have, evenly chosen by name"
-    lead += f"; the longest side is at most {found.longest} pixels, so details are lost."
+    shrunk = any((p.width, p.height) != p.original for _, row in found.rows for p in row)
+    lead += f", scaled down to {found.longest} pixels: details are lost." if shrunk else "."
     grid = element("div", table(("file", *found.variants), rows), class_="gallery")
     return Section("images", "Images", (paragraph(lead), grid))
 
