@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from quantrecipe.checkpoint.errors import SourceError
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput, Problem
 
 _LARGEST: Final = 16 << 20
 
 
-def read_config(path: Path) -> Mapping[str, Any]:
+def read_config(path: Location) -> Mapping[str, Any]:
     """The object in a ``config.json``.
 
     Raises:
@@ -35,5 +35,5 @@ def read_config(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def _bad(path: Path, message: str) -> InvalidInput:
+def _bad(path: Location, message: str) -> InvalidInput:
     return InvalidInput(Problem("bad-sidecar", message, file=str(path)))

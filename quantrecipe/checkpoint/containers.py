@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from quantrecipe.checkpoint.gguf import read_gguf_header_bytes
-from quantrecipe.checkpoint.header import read_header_bytes
+from quantrecipe.checkpoint.gguf import read_open_gguf_header
+from quantrecipe.checkpoint.header import read_open_header
 from quantrecipe.checkpoint.opening import read_exactly, regular_file
 from quantrecipe.schema.gguf import MAGIC
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.tensors import SourceFileInfo
 
 
-def read_any_header(path: Path, relative: str | None = None) -> SourceFileInfo:
+def read_any_header(path: Location, relative: str | None = None) -> SourceFileInfo:
     """Read what a safetensors or a GGUF file says about itself; no tensor is touched.
 
     See ``read_any_header_bytes``.
@@ -20,7 +19,7 @@ def read_any_header(path: Path, relative: str | None = None) -> SourceFileInfo:
 
 
 def read_any_header_bytes(
-    path: Path, relative: str | None = None
+    path: Location, relative: str | None = None
 ) -> tuple[SourceFileInfo, bytearray]:
     """Read what a safetensors or a GGUF file says about itself, and the bytes that say so.
 
@@ -40,5 +39,6 @@ def read_any_header_bytes(
     """
     with regular_file(path, "Name a .safetensors or a .gguf file.") as file:
         magic = bytes(read_exactly(file, len(MAGIC)))
-    read = read_gguf_header_bytes if magic == MAGIC else read_header_bytes
-    return read(path, relative)
+        file.seek(0)
+        read = read_open_gguf_header if magic == MAGIC else read_open_header
+        return read(file, path, relative if relative is not None else path.name)

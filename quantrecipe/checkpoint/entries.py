@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from quantrecipe.checkpoint.scan import ScanError, Scanner
 from quantrecipe.schema.dtypes import BY_CODE, DType
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import Problem, did_you_mean
 
 _FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
@@ -26,7 +26,7 @@ class Entry:
     end: int
 
 
-def read_metadata(scanner: Scanner, path: Path, problems: list[Problem]) -> dict[str, str]:
+def read_metadata(scanner: Scanner, path: Location, problems: list[Problem]) -> dict[str, str]:
     """The ``__metadata__`` object; duplicate keys are added to ``problems``.
 
     Raises:
@@ -50,7 +50,9 @@ def read_metadata(scanner: Scanner, path: Path, problems: list[Problem]) -> dict
     return metadata
 
 
-def read_entry(scanner: Scanner, name: str, path: Path, problems: list[Problem]) -> Entry | None:
+def read_entry(
+    scanner: Scanner, name: str, path: Location, problems: list[Problem]
+) -> Entry | None:
     """The description of the tensor ``name``; what is wrong with it goes to ``problems``.
 
     Raises:
@@ -87,7 +89,7 @@ def read_entry(scanner: Scanner, name: str, path: Path, problems: list[Problem])
     return Entry(name, dtype.name, tuple(shape), offsets[0], offsets[1])
 
 
-def check_coverage(entries: Sequence[Entry], payload: int, path: Path) -> list[Problem]:
+def check_coverage(entries: Sequence[Entry], payload: int, path: Location) -> list[Problem]:
     """Whether ``entries``, in offset order, fill ``payload`` bytes without hole or overlap."""
     problems: list[Problem] = []
 

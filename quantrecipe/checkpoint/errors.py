@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput, OutputError, Problem, QuantrecipeError
 
 _NAMED = 8
@@ -13,14 +14,14 @@ _NAMED = 8
 class SourceError(QuantrecipeError):
     """A source could not be read: no permission, a failing disk or network drive."""
 
-    def __init__(self, path: Path, error: OSError, tensor: str | None = None) -> None:
+    def __init__(self, path: Location, error: OSError, tensor: str | None = None) -> None:
         self.path = path
         self.tensor = tensor
         place = f"{path} [{tensor}]" if tensor else str(path)
         super().__init__(f"{place}: cannot be read: {error.strerror or error}")
 
 
-def source_changed(path: Path, message: str, tensor: str | None = None) -> InvalidInput:
+def source_changed(path: Location, message: str, tensor: str | None = None) -> InvalidInput:
     """A source is no longer what was planned from; kind ``source-changed``."""
     return InvalidInput(
         Problem(

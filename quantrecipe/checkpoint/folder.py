@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from quantrecipe.checkpoint.errors import some
 from quantrecipe.checkpoint.foreign import ONLY_SAFETENSORS
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import closest
 
 SUFFIX: Final = ".safetensors"
@@ -58,7 +58,7 @@ class Found:
         return None
 
 
-def look_into(folder: Path) -> Found:
+def look_into(folder: Location) -> Found:
     """List a folder.
 
     Raises:
@@ -83,7 +83,7 @@ def look_into(folder: Path) -> Found:
     return Found(tuple(indexes), tuple(files), tuple(foreign), tuple(parts), tuple(others))
 
 
-def near_miss(path: Path) -> str | None:
+def near_miss(path: Location) -> str | None:
     """A hint for a path that is not there: what is called almost so, or what is there instead."""
     missing, parent = path.name, path.parent
     while not parent.is_dir():
@@ -100,7 +100,7 @@ def near_miss(path: Path) -> str | None:
     return f"In {parent}: {some(names)}." if names else f"{parent} is empty."
 
 
-def _has_weights(folder: Path) -> bool:
+def _has_weights(folder: Location) -> bool:
     try:
         return any(path.name.endswith((*SUFFIXES, INDEX_SUFFIX)) for path in folder.iterdir())
     except OSError:

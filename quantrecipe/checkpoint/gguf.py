@@ -9,17 +9,16 @@ others.
 from __future__ import annotations
 
 import hashlib
-import os
-from io import FileIO
-from pathlib import Path
+from io import RawIOBase
 from typing import Final
 
 from quantrecipe.checkpoint.gguf_entries import DAMAGED, ENOUGH, check_coverage, read_entries
 from quantrecipe.checkpoint.gguf_scan import Cursor, Values
-from quantrecipe.checkpoint.opening import limited, refuse, regular_file
+from quantrecipe.checkpoint.opening import limited, refuse, regular_file, size_and_time
 from quantrecipe.checkpoint.scan import ScanError
 from quantrecipe.schema.gguf import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, VERSIONS, aligned
 from quantrecipe.schema.gguf_values import LENGTH_BYTES, value_text
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
 
@@ -32,7 +31,7 @@ _LONGEST_KEY: Final = 65_535
 _LARGEST_ALIGNMENT: Final = 1 << 24
 
 
-def read_gguf_header(path: Path, relative: str | None = None) -> SourceFileInfo:
+def read_gguf_header(path: Location, relative: str | None = None) -> SourceFileInfo:
     """Read what a GGUF file says about itself; none of its tensors is touched.
 
     See ``read_gguf_header_bytes``.
@@ -41,7 +40,7 @@ def read_gguf_header(path: Path, relative: str | None = None) -> SourceFileInfo:
 
 
 def read_gguf_header_bytes(
-    path: Path, relative: str | None = None
+    path: Location, relative: str | None = None
 ) -> tuple[SourceFileInfo, bytearray]:
     """Read what a GGUF file says about itself, and the bytes that say so.
 
@@ -60,13 +59,16 @@ def read_gguf_header_bytes(
         SourceError: it is there and cannot be read.
     """
     with regular_file(path, "Name a .gguf file.") as file:
-        return _read(file, path, relative if relative is not None else path.name)
+        return read_open_gguf_header(file, path, relative if relative is not None else path.name)
 
 
-def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, bytearray]:
-    status = os.fstat(file.fileno())
+def read_open_gguf_header(
+    file: RawIOBase, path: Location, relative: str
+) -> tuple[SourceFileInfo, bytearray]:
+    """As ``read_gguf_header_bytes``, of a file that is open, at its beginning."""
+    size, mtime_ns = size_and_time(file)
     problems: list[Problem] = []
-    cursor = Cursor(file, status.st_size)
+    cursor = Cursor(file, size)
     try:
         count, values = _start(cursor, path)
         metadata, alignment = _read_metadata(cursor, values, path, problems)
@@ -79,7 +81,7 @@ def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, byte
         raise InvalidInput(limited(problems, path)) from None
     entries.sort(key=lambda entry: (entry.begin, entry.end, entry.name))
     if not problems:
-        payload = max(status.st_size - aligned(cursor.position, alignment), 0)
+        payload = max(size - aligned(cursor.position, alignment), 0)
         problems = list(check_coverage(entries, payload, alignment, path))
     if problems:
         raise InvalidInput(limited(problems, path))
@@ -97,8 +99,8 @@ def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, byte
     found = SourceFileInfo(
         path=path,
         relative=relative,
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
+        size=size,
+        mtime_ns=mtime_ns,
         header_sha256=hashlib.sha256(header).hexdigest(),
         metadata=metadata,
         tensors=tensors,
@@ -106,7 +108,7 @@ def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, byte
     return found, header
 
 
-def _start(cursor: Cursor, path: Path) -> tuple[int, int]:
+def _start(cursor: Cursor, path: Location) -> tuple[int, int]:
     """The numbers of tensors and of metadata values."""
     magic = cursor.take(min(len(MAGIC), cursor.size), "the magic")
     if magic != MAGIC:
@@ -141,7 +143,7 @@ def _start(cursor: Cursor, path: Path) -> tuple[int, int]:
 
 
 def _read_metadata(
-    cursor: Cursor, count: int, path: Path, problems: list[Problem]
+    cursor: Cursor, count: int, path: Location, problems: list[Problem]
 ) -> tuple[dict[str, str], int]:
     """The metadata as texts, and the alignment that it says."""
     metadata: dict[str, str] = {}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from quantrecipe.checkpoint.gguf_scan import Cursor
 from quantrecipe.checkpoint.scan import ScanError
 from quantrecipe.schema.gguf import GGML_TYPES, TYPE_OF, aligned
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import Problem
 
 DAMAGED: Final = "It is damaged, incomplete, or not a GGUF file: fetch it again."
@@ -33,7 +33,9 @@ class Entry:
     end: int
 
 
-def read_entries(cursor: Cursor, count: int, path: Path, problems: list[Problem]) -> list[Entry]:
+def read_entries(
+    cursor: Cursor, count: int, path: Location, problems: list[Problem]
+) -> list[Entry]:
     """The descriptions of ``count`` tensors; what is wrong with one goes to ``problems``.
 
     Raises:
@@ -111,7 +113,7 @@ def _fault(number: int, dims: Sequence[int], offset: int) -> Problem | None:
 
 
 def check_coverage(
-    entries: Sequence[Entry], payload: int, alignment: int, path: Path
+    entries: Sequence[Entry], payload: int, alignment: int, path: Location
 ) -> Iterator[Problem]:
     """Whether ``entries``, in offset order, fill ``payload`` bytes, each from its alignment on."""
 

@@ -6,7 +6,7 @@ Values become text as they are read: a hostile file gets no more memory than a l
 
 from __future__ import annotations
 
-from io import FileIO
+from io import RawIOBase
 from json.encoder import encode_basestring
 from typing import Final
 
@@ -39,7 +39,7 @@ _NUMBERS_AT_A_TIME: Final = 1 << 16
 class Cursor:
     """A position in a header, of which no more is read than was asked for, and a little ahead."""
 
-    def __init__(self, file: FileIO, size: int) -> None:
+    def __init__(self, file: RawIOBase, size: int) -> None:
         self._file = file
         self.size = size
         self._buffer = bytearray()

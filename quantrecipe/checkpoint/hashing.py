@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from io import FileIO
-from pathlib import Path
+from io import RawIOBase
 from typing import Final
 
 import xxhash
 
 from quantrecipe.checkpoint.errors import SourceError
+from quantrecipe.checkpoint.opening import size_and_time
+from quantrecipe.schema.location import Location
 
 BLOCK: Final = 1 << 20
 """Small enough that the second hash finds a block in the cache where the first has left it."""
@@ -24,7 +24,7 @@ def xxh3_128(data: bytes | bytearray | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def file_sha256(path: Path, block: int = BLOCK) -> str:
+def file_sha256(path: Location, block: int = BLOCK) -> str:
     """The SHA-256 of a file, as 64 hex digits, read in blocks of ``block`` bytes.
 
     Raises:
@@ -34,7 +34,7 @@ def file_sha256(path: Path, block: int = BLOCK) -> str:
 
 
 def digests(
-    path: Path,
+    path: Location,
     ranges: Mapping[str, tuple[int, int]],
     block: int = BLOCK,
     *,
@@ -80,12 +80,12 @@ def digests(
     return whole.hexdigest(), found
 
 
-def _blocks(file: FileIO, block: int, head: bytes | bytearray) -> Iterator[memoryview]:
+def _blocks(file: RawIOBase, block: int, head: bytes | bytearray) -> Iterator[memoryview]:
     """The bytes of a file, then none, in a buffer that is used again for each block."""
     if head:
         yield memoryview(head)
-        file.seek(len(head))
-    left = os.fstat(file.fileno()).st_size - len(head)
+    left = size_and_time(file)[0] - len(head)
+    file.seek(len(head))
     # Fresh memory costs more than reading into it, and small files are many.
     view = memoryview(bytearray(max(1, min(block, left))))
     while got := file.readinto(view):

@@ -10,16 +10,22 @@ duplicate keys, unknown fields, white space before the object, and metadata that
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
-from io import FileIO
-from pathlib import Path
+from io import RawIOBase
 from typing import Final
 
 from quantrecipe.checkpoint.entries import Entry, check_coverage, read_entry, read_metadata
 from quantrecipe.checkpoint.foreign import ONLY_SAFETENSORS, recognise
-from quantrecipe.checkpoint.opening import limited, read_exactly, refuse, regular_file
+from quantrecipe.checkpoint.opening import (
+    announce,
+    limited,
+    read_exactly,
+    refuse,
+    regular_file,
+    size_and_time,
+)
 from quantrecipe.checkpoint.scan import ScanError, Scanner
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
 
@@ -32,7 +38,7 @@ _MOST_MARKERS: Final = 1 << 16
 _MAGIC_BYTES: Final = 64
 
 
-def read_header(path: Path, relative: str | None = None) -> SourceFileInfo:
+def read_header(path: Location, relative: str | None = None) -> SourceFileInfo:
     """Read what a safetensors file says about itself; none of its tensors is touched.
 
     See ``read_header_bytes``.
@@ -40,7 +46,9 @@ def read_header(path: Path, relative: str | None = None) -> SourceFileInfo:
     return read_header_bytes(path, relative)[0]
 
 
-def read_header_bytes(path: Path, relative: str | None = None) -> tuple[SourceFileInfo, bytearray]:
+def read_header_bytes(
+    path: Location, relative: str | None = None
+) -> tuple[SourceFileInfo, bytearray]:
     """Read what a safetensors file says about itself, and the bytes that say so.
 
     Args:
@@ -57,12 +65,15 @@ def read_header_bytes(path: Path, relative: str | None = None) -> tuple[SourceFi
         SourceError: it is there and cannot be read.
     """
     with regular_file(path, "Name a .safetensors file.") as file:
-        return _read(file, path, relative if relative is not None else path.name)
+        return read_open_header(file, path, relative if relative is not None else path.name)
 
 
-def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, bytearray]:
-    status = os.fstat(file.fileno())
-    header = _header_bytes(file, path, status.st_size)
+def read_open_header(
+    file: RawIOBase, path: Location, relative: str
+) -> tuple[SourceFileInfo, bytearray]:
+    """As ``read_header_bytes``, of a file that is open, at its beginning."""
+    size, mtime_ns = size_and_time(file)
+    header = _header_bytes(file, path, size)
     try:
         text = header[LENGTH_BYTES:].decode("utf-8")
     except UnicodeDecodeError as error:
@@ -70,7 +81,7 @@ def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, byte
             path, "header-not-json", f"the header is not UTF-8 text: {error.reason}"
         ) from None
     entries, metadata, problems = _parse(text, path)
-    payload = status.st_size - len(header)
+    payload = size - len(header)
     entries.sort(key=lambda entry: (entry.begin, entry.end, entry.name))
     if not problems:
         problems = check_coverage(entries, payload, path)
@@ -92,8 +103,8 @@ def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, byte
     found = SourceFileInfo(
         path=path,
         relative=relative,
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
+        size=size,
+        mtime_ns=mtime_ns,
         header_sha256=hashlib.sha256(header).hexdigest(),
         metadata=metadata,
         tensors=tensors,
@@ -101,15 +112,22 @@ def _read(file: FileIO, path: Path, relative: str) -> tuple[SourceFileInfo, byte
     return found, header
 
 
-def _contents(file: FileIO, entries: Iterable[Entry], payload: int) -> dict[str, bytes]:
+def _contents(file: RawIOBase, entries: Iterable[Entry], payload: int) -> dict[str, bytes]:
     """Small tensors that hold a JSON object: they say how their modules are stored."""
+    small = [
+        entry
+        for entry in entries
+        if entry.dtype == "uint8"
+        and len(entry.shape) == 1
+        and 2 <= entry.end - entry.begin <= MAX_MARKER_BYTES
+    ]
+    announce(
+        file, ((payload + entry.begin, payload + entry.end) for entry in small[:_MOST_MARKERS])
+    )
     found: dict[str, bytes] = {}
-    for entry in entries:
-        size = entry.end - entry.begin
-        if entry.dtype != "uint8" or len(entry.shape) != 1 or not 2 <= size <= MAX_MARKER_BYTES:
-            continue
+    for entry in small:
         file.seek(payload + entry.begin)
-        content = bytes(read_exactly(file, size))
+        content = bytes(read_exactly(file, entry.end - entry.begin))
         if content.startswith(b"{"):
             found[entry.name] = content
         if len(found) == _MOST_MARKERS:
@@ -117,7 +135,7 @@ def _contents(file: FileIO, entries: Iterable[Entry], payload: int) -> dict[str,
     return found
 
 
-def _header_bytes(file: FileIO, path: Path, size: int) -> bytearray:
+def _header_bytes(file: RawIOBase, path: Location, size: int) -> bytearray:
     """The length field and the header, after the length was held against the file's size."""
     if size == 0:
         raise refuse(
@@ -153,7 +171,7 @@ def _header_bytes(file: FileIO, path: Path, size: int) -> bytearray:
     return header
 
 
-def _parse(text: str, path: Path) -> tuple[list[Entry], dict[str, str], list[Problem]]:
+def _parse(text: str, path: Location) -> tuple[list[Entry], dict[str, str], list[Problem]]:
     entries: list[Entry] = []
     metadata: dict[str, str] = {}
     problems: list[Problem] = []
@@ -185,7 +203,7 @@ def _parse(text: str, path: Path) -> tuple[list[Entry], dict[str, str], list[Pro
     return entries, metadata, problems
 
 
-def _duplicate(path: Path, name: str) -> Problem:
+def _duplicate(path: Location, name: str) -> Problem:
     return Problem(
         kind="duplicate-key",
         message="the header names it twice, and readers differ in which one they take",
@@ -194,7 +212,7 @@ def _duplicate(path: Path, name: str) -> Problem:
     )
 
 
-def _not_safetensors(path: Path, start: bytes, kind: str, message: str) -> InvalidInput:
+def _not_safetensors(path: Location, start: bytes, kind: str, message: str) -> InvalidInput:
     known = recognise(start)
     if known is None:
         return refuse(

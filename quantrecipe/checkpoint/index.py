@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, cast
 
 from quantrecipe.checkpoint.errors import SourceError, some
 from quantrecipe.checkpoint.scan import no_constant, unique_pairs
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.tensors import SourceFileInfo
 
 MAX_INDEX_BYTES: Final = 100_000_000
 
 
-def read_index(path: Path) -> dict[str, str]:
+def read_index(path: Location) -> dict[str, str]:
     """The ``weight_map`` of an index: tensor name to the name of a file beside the index.
 
     Raises:
@@ -51,7 +51,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def check_index(
-    path: Path, weight_map: Mapping[str, str], files: Sequence[SourceFileInfo]
+    path: Location, weight_map: Mapping[str, str], files: Sequence[SourceFileInfo]
 ) -> list[Problem]:
     """Whether an index and the headers of the shards beside it say the same."""
     problems: list[Problem] = []
@@ -86,5 +86,5 @@ def _is_plain_name(value: object) -> bool:
     )
 
 
-def _bad(path: Path, message: str) -> InvalidInput:
+def _bad(path: Location, message: str) -> InvalidInput:
     return InvalidInput(Problem(kind="bad-index", message=message, file=str(path)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from quantrecipe.checkpoint.folder import INDEX_SUFFIX, SUFFIX
 from quantrecipe.checkpoint.survey import Survey
 from quantrecipe.schema.canonical import recipe_digest
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import LOCK_NAME
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.provenance import embedded_recipe, lock_problems, target_files
@@ -96,11 +97,11 @@ def _own_locations(recipe: Recipe, found: Survey, problems: list[Problem]) -> di
     return here
 
 
-def _written_to(files: Mapping[str, str], path: Path) -> list[str]:
+def _written_to(files: Mapping[str, str], path: Location) -> list[str]:
     """The parts that a file outside its output folder holds; none where that cannot be told."""
     if len(set(files.values())) == 1:
         return list(files)
-    whole = path.resolve().as_posix()
+    whole = path.resolve().as_posix() if isinstance(path, Path) else str(path)
     by_path = [part for part, file in files.items() if _is_file_or_shard(whole, file)]
     by_name = [
         part for part, file in files.items() if _is_file_or_shard(whole, file.rpartition("/")[2])

@@ -22,6 +22,7 @@ from quantrecipe.checkpoint.folder import (
     look_into,
 )
 from quantrecipe.checkpoint.source import open_parts
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.tensors import SourceFileInfo, SourcePart, TensorInfo
 
@@ -199,7 +200,7 @@ def _open(
                 opened.append((location, salvaged))
     if not opened:
         raise InvalidInput(dict.fromkeys(problems))
-    pieces: dict[tuple[Path, ...], Piece] = {}
+    pieces: dict[tuple[Location, ...], Piece] = {}
     for location, part in opened:
         key = tuple(file.path for file in part.files)
         before = pieces.get(key, Piece(location, ()))

@@ -27,6 +27,7 @@ from quantrecipe.schema.inspection import (
 )
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import NOT_READ, StoredModule
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import LOCK_NAME
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.provenance import with_rotations
@@ -121,7 +122,7 @@ def examine(
     result.notes += found.notes
     if found.root.is_dir():
         _note_sidecars(found.root, result)
-    modules: dict[tuple[Path, str], StoredModule] = {}
+    modules: dict[tuple[Location, str], StoredModule] = {}
     for piece in found.pieces:
         reading = _examine_piece(piece, result, declared=given is not None)
         for module in reading.modules() if reading is not None else ():
@@ -282,7 +283,7 @@ def _unlike_config(verdict: Verdict, method: str | None, file: str) -> Iterator[
             )
 
 
-def _config_of(folder: Path, result: Examined) -> tuple[Mapping[str, Any], Path]:
+def _config_of(folder: Location, result: Examined) -> tuple[Mapping[str, Any], Location]:
     """The ``config.json`` of a folder, empty if there is none; small files are noted."""
     _note_sidecars(folder, result)
     path = folder / "config.json"
@@ -296,7 +297,7 @@ def _config_of(folder: Path, result: Examined) -> tuple[Mapping[str, Any], Path]
     return config, path
 
 
-def _note_sidecars(folder: Path, result: Examined) -> None:
+def _note_sidecars(folder: Location, result: Examined) -> None:
     # Beside a single file there may be anything.
     whole = result.survey.root.is_dir()
     for file in sorted(folder.iterdir()):
@@ -305,5 +306,8 @@ def _note_sidecars(folder: Path, result: Examined) -> None:
             result.sidecars.setdefault(_below(file, result.survey.folder), "")
 
 
-def _below(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file)
+def _below(file: Location, folder: Location) -> str:
+    try:
+        return file.relative_to(folder).as_posix()
+    except ValueError:
+        return str(file)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from quantrecipe.schema.config_fragments import config_fragment
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.quantization_config import (
@@ -53,7 +54,7 @@ class Sidecar:
 
     path: str
     content: bytes
-    origin: Path | None
+    origin: Location | None
 
 
 def find_sidecars(plan: Plan) -> tuple[Sidecar, ...]:
@@ -126,7 +127,7 @@ def _configured(path: str, kept: Sidecar | None, fragment: dict[str, Any]) -> Si
     )
 
 
-def _kept(root: Path) -> list[Path]:
+def _kept(root: Location) -> list[Location]:
     return [
         file
         for file in sorted(root.iterdir())
@@ -141,7 +142,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _still_true(file: Path) -> bytes:
+def _still_true(file: Location) -> bytes:
     content = file.read_bytes()
     if file.name != CONFIG_NAME:
         return content

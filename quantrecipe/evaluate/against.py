@@ -21,6 +21,7 @@ from quantrecipe.formats.proof import COMPILED_PAYS_FROM_BYTES
 from quantrecipe.loaders import Checkpoint, open_checkpoint
 from quantrecipe.loaders.checkpoint import OpenPart
 from quantrecipe.schema.layout_reading import StoredModule
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import Lock, LockedModule, LockedOther, WeightError
 from quantrecipe.schema.merging import row_by_row
 from quantrecipe.schema.plan_readback import same_codes
@@ -112,7 +113,7 @@ def _other_source(root: Path, lock: Lock, parts: tuple[SourcePart, ...]) -> Iter
     locked = {(file.part, file.path): file for file in lock.source}
     hint = "Name the source that it was converted from."
 
-    def other(message: str, file: Path) -> Problem:
+    def other(message: str, file: Location) -> Problem:
         return Problem("another-source", f"it is another source: {message}", hint, file=str(file))
 
     for key, file in locked.items():

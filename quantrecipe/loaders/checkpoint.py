@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +20,7 @@ from quantrecipe.formats.stored import Fresh, StoredRows
 from quantrecipe.loaders.values import bad_number
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import StoredModule
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import Lock, LockedModule
 from quantrecipe.schema.problems import InvalidInput, Problem, did_you_mean
 from quantrecipe.schema.recipe import Recipe
@@ -61,7 +61,7 @@ class Checkpoint:
         recipe: Recipe | None,
         lock: Lock | None,
         parts: Mapping[str, OpenPart],
-        digests: Mapping[tuple[Path, str], str],
+        digests: Mapping[tuple[Location, str], str],
     ) -> None:
         self.layout = layout
         self.source_layout = source_layout

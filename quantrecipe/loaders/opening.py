@@ -13,6 +13,7 @@ from quantrecipe.loaders.stated import unsaid_rotations, with_rotations
 from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, read_part
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import LOCK_NAME, Lock, LockedTensor
 from quantrecipe.schema.names import NameMapping
 from quantrecipe.schema.planning import METADATA_KEY
@@ -89,8 +90,8 @@ def open_checkpoint(
 def _unowned(
     parts: tuple[SourcePart, ...], contents: Mapping[str, PartContents]
 ) -> Iterator[Problem]:
-    claimed: dict[Path, set[str]] = {}
-    files: dict[Path, SourceFileInfo] = {}
+    claimed: dict[Location, set[str]] = {}
+    files: dict[Location, SourceFileInfo] = {}
     for part in parts:
         for file in part.files:
             files[file.path] = file
@@ -101,14 +102,16 @@ def _unowned(
                 yield Problem("extra-tensor", "it belongs to no part", file=str(path), tensor=name)
 
 
-def _digests(lock: Lock | None, root: Path) -> dict[tuple[Path, str], str]:
+def _digests(lock: Lock | None, root: Path) -> dict[tuple[Location, str], str]:
     return {
         (root / tensor.file, tensor.name): tensor.xxh3_128
         for _, tensor in (lock.tensors() if lock is not None else ())
     }
 
 
-def _check_lock(lock: Lock, root: Path, files: Mapping[Path, SourceFileInfo]) -> Iterator[Problem]:
+def _check_lock(
+    lock: Lock, root: Path, files: Mapping[Location, SourceFileInfo]
+) -> Iterator[Problem]:
     """Every tensor that the lock vouches for is there, as it says; and no other."""
     vouched: dict[str, dict[str, LockedTensor]] = {output.path: {} for output in lock.outputs}
     for _, tensor in lock.tensors():

@@ -10,6 +10,7 @@ from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.config_fragments import config_refusal
 from quantrecipe.schema.layout_reading import PartContents, read_part
 from quantrecipe.schema.layout_writing import holds_many_parts
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.module_metadata import module_metadata
 from quantrecipe.schema.placement import parse_size, place
 from quantrecipe.schema.plan import Plan, PlannedModule, PlannedOther, placed
@@ -125,8 +126,8 @@ class _Planner:
 
     def _check_owners(self, contents: Mapping[str, PartContents]) -> Iterator[Problem]:
         """Every tensor of every file belongs to one part, or it would be lost or written twice."""
-        files: dict[Path, SourceFileInfo] = {}
-        owners: dict[Path, list[str]] = {}
+        files: dict[Location, SourceFileInfo] = {}
+        owners: dict[Location, list[str]] = {}
         for part in self.parts:
             for file in part.files:
                 files[file.path] = file
@@ -143,7 +144,7 @@ class _Planner:
             yield from self._unowned(path, lost)
             yield from self._shared(path, shared, owners[path])
 
-    def _unowned(self, path: Path, lost: Sequence[str]) -> Iterator[Problem]:
+    def _unowned(self, path: Location, lost: Sequence[str]) -> Iterator[Problem]:
         if lost:
             yield Problem(
                 "unowned-tensor",
@@ -155,7 +156,9 @@ class _Planner:
                 pointer="/source/parts",
             )
 
-    def _shared(self, path: Path, shared: Sequence[str], parts: Iterable[str]) -> Iterator[Problem]:
+    def _shared(
+        self, path: Location, shared: Sequence[str], parts: Iterable[str]
+    ) -> Iterator[Problem]:
         if shared:
             yield Problem(
                 "shared-tensor",

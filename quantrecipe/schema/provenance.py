@@ -12,6 +12,7 @@ from typing import Final
 from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import PartContents, StoredModule
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import Lock
 from quantrecipe.schema.plan_metadata import METADATA_KEY
 from quantrecipe.schema.problems import InvalidInput, Problem
@@ -115,7 +116,7 @@ def configured_rotations(layout: Layout, part: SourcePart) -> dict[str, Hadamard
     return {name: each.rotation for name, each in modules.items() if each.rotation is not None}
 
 
-def _check_sdnq(settings: Mapping[str, object], file: Path) -> None:
+def _check_sdnq(settings: Mapping[str, object], file: Location) -> None:
     """Codes of SDNQ that are rotated, or a part of what they stand for: no tensor shows it."""
     unread = [key for key in _UNREAD if settings.get(key)]
     if unread:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from quantrecipe.schema.dtypes import byte_size
+from quantrecipe.schema.location import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    file: Path
+    file: Location
     offset: int
     nbytes: int
     content: bytes | None = field(default=None, repr=False)
@@ -56,14 +56,14 @@ class SourceFileInfo:
         path: where it is.
         relative: its path below the source's root, with ``/``.
         size: in bytes.
-        mtime_ns: its modification time.
+        mtime_ns: its modification time; 0 where files do not change.
         header_sha256: digest of all that is before the first tensor.
         metadata: the header's ``__metadata__``; of a GGUF file, its values as text
             (``gguf_values``).
         tensors: by name, in offset order.
     """
 
-    path: Path
+    path: Location
     relative: str
     size: int
     mtime_ns: int
@@ -84,7 +84,7 @@ class SourcePart:
     """
 
     name: str
-    root: Path
+    root: Location
     files: tuple[SourceFileInfo, ...]
     tensors: Mapping[str, TensorInfo]
 

@@ -12,6 +12,7 @@ from quantrecipe.evaluate.comparison.pairing import Pair
 from quantrecipe.evaluate.comparison.records import Setting
 from quantrecipe.evaluate.comparison.sides import OpenedPart, Side, config_beside
 from quantrecipe.schema.canonical import recipe_digest
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.planning import METADATA_KEY
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.quantization_config import CONFIG_NAME
@@ -88,7 +89,7 @@ def _of_parts(a: OpenedPart, b: OpenedPart, folders: bool) -> Iterator[Setting]:
         raise InvalidInput(Problem("bad-sidecar", message, file=str(ours))) from None
 
 
-def _there(path: Path | None) -> str | None:
+def _there(path: Location | None) -> str | None:
     return None if path is None else "is there"
 
 
