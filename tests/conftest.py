@@ -6,6 +6,10 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+from tests.support.hub_client import hub
+
+__all__ = ["hub"]
+
 settings.register_profile(
     "ci",
     derandomize=True,

@@ -11,6 +11,7 @@ import pytest
 
 import quantrecipe
 from quantrecipe.checkpoint.errors import OutputExists, SourceError
+from quantrecipe.checkpoint.hub.errors import HubError
 from quantrecipe.converter.executors import ExecutorError
 from quantrecipe.converter.working import BrokenConverter
 from quantrecipe.formats import NonFinite, ScaleOutOfRange, Unrepresentable
@@ -27,6 +28,7 @@ ERRORS = [
     OutputError("full"),
     OutputExists(Path("out"), ["a", "b"]),
     SourceError(Path("a"), OSError(5, "failing"), "t"),
+    HubError("gated", "hf://o/n", "no", "ask"),
     MigrationError("stuck"),
     ExecutorError("away"),
     BrokenConverter("theirs", "too short"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from quantrecipe.checkpoint.errors import SourceError, source_changed
+from quantrecipe.checkpoint.hub.client import Check, unchecked
+from quantrecipe.checkpoint.hub.ranges import Range
+from quantrecipe.checkpoint.hub.read_ahead import ReadAhead
+from quantrecipe.checkpoint.hub.repository import HubPath
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput
 from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
 
@@ -23,12 +29,35 @@ WritableBuffer = Any
 MAX_OPEN: Final = 32
 
 
-class _OpenFile:
-    """An open file; positional reads where the system has them, else one reader at a time."""
+class _Opened(ABC):
+    """A file that can be read from.
+
+    Attributes:
+        users: who reads from it right now.
+    """
+
+    def __init__(self) -> None:
+        self.users = 0
+
+    @abstractmethod
+    def read(self, view: memoryview, offset: int) -> int:
+        """Put bytes from ``offset`` on into ``view``; how many, 0 at the end of the file."""
+
+    @abstractmethod
+    def announce(self, offset: int, nbytes: int) -> None:
+        """Have bytes fetched that will be read soon, where somebody listens."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class _Local(_Opened):
+    """Positional reads where the system has them, else one reader at a time."""
 
     def __init__(self, file: FileIO) -> None:
+        super().__init__()
         self.file = file
-        self.users = 0
         self._seeking = Lock()
 
     def read(self, view: memoryview, offset: int) -> int:
@@ -38,6 +67,31 @@ class _OpenFile:
             self.file.seek(offset)
             return self.file.readinto(view) or 0
 
+    def announce(self, offset: int, nbytes: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.file.fileno(), offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class _Remote(_Opened):
+    """Ranges of a file in a repository."""
+
+    def __init__(self, ahead: ReadAhead, path: HubPath, check: Check) -> None:
+        super().__init__()
+        self._ahead, self._path, self._check = ahead, path, check
+
+    def read(self, view: memoryview, offset: int) -> int:
+        self._ahead.read(self._path, offset, view, self._check)
+        return len(view)
+
+    def announce(self, offset: int, nbytes: int) -> None:
+        """What is read was said by ``SourceReader.expect``."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
 
 class SourceReader:
     """Reads bytes of tensors, from any number of threads, through a bounded number of open files.
@@ -45,17 +99,28 @@ class SourceReader:
     Every file is held against its size and modification time in the headers that were read before,
     each time it is opened.
 
+    Files of a repository are fetched range by range; see ``ReadAhead``.
+
     Args:
         files: the files that will be read.
         max_open: how many of them are kept open when nobody reads them.
+        check: called while a network keeps a reader waiting; what it raises ends the wait.
     """
 
-    def __init__(self, files: Iterable[SourceFileInfo], max_open: int = MAX_OPEN) -> None:
+    def __init__(
+        self,
+        files: Iterable[SourceFileInfo],
+        max_open: int = MAX_OPEN,
+        check: Check = unchecked,
+    ) -> None:
         self._expected = {file.path: file for file in files}
         self._max_open = max(1, max_open)
-        self._open: OrderedDict[Path, _OpenFile] = OrderedDict()
+        self._check = check
+        self._open: OrderedDict[Location, _Opened] = OrderedDict()
         self._lock = Lock()
         self._closed = False
+        remote = any(isinstance(path, HubPath) for path in self._expected)
+        self._ahead = ReadAhead() if remote else None
 
     def __enter__(self) -> Self:
         return self
@@ -73,8 +138,26 @@ class SourceReader:
         with self._lock:
             self._closed = True
             for opened in self._open.values():
-                opened.file.close()
+                opened.close()
             self._open.clear()
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def expect(self, ranges: Iterable[tuple[TensorInfo, int, int]]) -> None:
+        """Say what will be read, before anything is; at most once.
+
+        What comes over a network is fetched ahead by that, in few requests.
+
+        Args:
+            ranges: tensors, each with the first byte and how many there are, in order of use.
+        """
+        if self._ahead is not None:
+            self._ahead.expect(
+                Range(one.file, start, stop)
+                for given in ranges
+                for one, start, stop in _places(*given)
+                if isinstance(one.file, HubPath)
+            )
 
     def read_into(self, info: TensorInfo, start: int, buffer: WritableBuffer) -> None:
         """Fill ``buffer`` with the bytes of a tensor from byte ``start`` on.
@@ -105,15 +188,14 @@ class SourceReader:
         It finds out by itself that a file is read from front to back, but not where several threads
         read at several places. What is wrong with the file is told by ``read_into``.
         """
-        if not nbytes or not hasattr(os, "posix_fadvise"):
+        if not nbytes:
             return
         for piece, first, _, size in _pieces(info, start, nbytes):
             self.announce(piece, first, size)
         if info.pieces or info.times > 1:
             return
         with suppress(InvalidInput, SourceError, OSError), self._borrow(info) as opened:
-            place = info.offset + start
-            os.posix_fadvise(opened.file.fileno(), place, nbytes, os.POSIX_FADV_WILLNEED)
+            opened.announce(info.offset + start, nbytes)
 
     def _read(self, info: TensorInfo, start: int, view: memoryview) -> None:
         if info.pieces:
@@ -132,7 +214,7 @@ class SourceReader:
             with self._borrow(info) as opened:
                 self._fill(opened, info, start, view)
 
-    def _fill(self, opened: _OpenFile, info: TensorInfo, start: int, view: memoryview) -> None:
+    def _fill(self, opened: _Opened, info: TensorInfo, start: int, view: memoryview) -> None:
         done = 0
         while done < len(view):
             with view[done:] as rest:
@@ -145,7 +227,7 @@ class SourceReader:
             done += got
 
     @contextmanager
-    def _borrow(self, info: TensorInfo) -> Iterator[_OpenFile]:
+    def _borrow(self, info: TensorInfo) -> Iterator[_Opened]:
         with self._lock:
             if self._closed:
                 raise ValueError("the reader is closed")
@@ -168,13 +250,17 @@ class SourceReader:
             if len(self._open) <= self._max_open:
                 return
             if self._open[path].users == 0:
-                self._open.pop(path).file.close()
+                self._open.pop(path).close()
 
-    def _open_file(self, info: TensorInfo) -> _OpenFile:
+    def _open_file(self, info: TensorInfo) -> _Opened:
         path = info.file
         expected = self._expected.get(path)
         if expected is None:
             raise ValueError(f"{path} is not a file of this reader")
+        if isinstance(path, HubPath):
+            assert self._ahead is not None
+            return _Remote(self._ahead, path, self._check)
+        assert isinstance(path, Path)
         try:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
@@ -189,7 +275,7 @@ class SourceReader:
         except BaseException:
             file.close()
             raise
-        return _OpenFile(file)
+        return _Local(file)
 
 
 def _pieces(
@@ -207,6 +293,17 @@ def _pieces(
         if first < last:
             yield piece, first - position, first - start, last - first
         position += piece.nbytes
+
+
+def _places(info: TensorInfo, start: int, nbytes: int) -> Iterator[tuple[TensorInfo, int, int]]:
+    """Where in files a range of a tensor's bytes lies: first bytes and ends."""
+    if info.pieces:
+        for piece, first, _, size in _pieces(info, start, nbytes):
+            yield from _places(piece, first, size)
+    elif info.times > 1:
+        yield info, info.offset, info.offset + info.nbytes // info.times
+    elif nbytes:
+        yield info, info.offset + start, info.offset + start + nbytes
 
 
 def _announce(file: FileIO) -> None:

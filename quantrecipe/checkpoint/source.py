@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Final
 
 from quantrecipe.checkpoint.containers import read_any_header
 from quantrecipe.checkpoint.errors import SourceError, some
 from quantrecipe.checkpoint.folder import INDEX_SUFFIX, SUFFIX, Found, look_into, near_miss
+from quantrecipe.checkpoint.hub.opening import nearest
 from quantrecipe.checkpoint.index import check_index, read_index
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.tensors import SourceFileInfo, SourcePart, TensorInfo
 
 _GLOB: Final = re.compile(r"[*?\[]")
 
 
-def open_parts(root: Path, parts: Mapping[str, str]) -> tuple[SourcePart, ...]:
+def open_parts(root: Location, parts: Mapping[str, str]) -> tuple[SourcePart, ...]:
     """Read the headers of every part of a source.
 
     Args:
@@ -45,7 +47,7 @@ def open_parts(root: Path, parts: Mapping[str, str]) -> tuple[SourcePart, ...]:
             except InvalidInput as error:
                 problems.extend(error.problems)
     except OSError as error:
-        raise SourceError(Path(error.filename or root), error) from error
+        raise SourceError(root, error) from error
     if problems:
         raise InvalidInput(dict.fromkeys(problems))
     return tuple(opened)
@@ -55,9 +57,9 @@ class _Reader:
     """Reads each header once, however many parts name its file."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, SourceFileInfo] = {}
+        self._known: dict[Location, SourceFileInfo] = {}
 
-    def __call__(self, base: Path, paths: Sequence[Path]) -> list[SourceFileInfo]:
+    def __call__(self, base: Location, paths: Sequence[Location]) -> list[SourceFileInfo]:
         """The headers of ``paths``, with their paths below ``base``, in the order of those."""
         problems: list[Problem] = []
         files: list[SourceFileInfo] = []
@@ -65,7 +67,7 @@ class _Reader:
             try:
                 if path not in self._known:
                     relative = path.relative_to(base).as_posix()
-                    self._known[path] = read_any_header(path, relative)
+                    self._known[path] = read_any_header(nearest(path), relative)
                 files.append(self._known[path])
             except InvalidInput as error:
                 problems.extend(error.problems)
@@ -74,7 +76,7 @@ class _Reader:
         return sorted(files, key=lambda file: file.relative)
 
 
-def _open_part(reader: _Reader, root: Path, name: str, location: str) -> SourcePart:
+def _open_part(reader: _Reader, root: Location, name: str, location: str) -> SourcePart:
     if _leaves(location):
         raise _refuse(root, "outside-source", f"part {name!r}: {location!r} leaves the source")
     if root.is_file():
@@ -105,7 +107,7 @@ def _open_part(reader: _Reader, root: Path, name: str, location: str) -> SourceP
     )
 
 
-def _open_folder(reader: _Reader, root: Path, name: str, folder: Path) -> SourcePart:
+def _open_folder(reader: _Reader, root: Location, name: str, folder: Location) -> SourcePart:
     found = look_into(folder)
     if len(found.indexes) == 1:
         return _open_sharded(reader, root, name, folder / found.indexes[0])
@@ -114,7 +116,7 @@ def _open_folder(reader: _Reader, root: Path, name: str, folder: Path) -> Source
     raise InvalidInput(_undecided(found, root, name, folder))
 
 
-def _undecided(found: Found, root: Path, name: str, folder: Path) -> Problem:
+def _undecided(found: Found, root: Location, name: str, folder: Location) -> Problem:
     """Why a folder does not say by itself which files a part consists of."""
     below = folder.relative_to(root).as_posix()
     prefix = "" if below == "." else f"{below}/"
@@ -136,7 +138,7 @@ def _undecided(found: Found, root: Path, name: str, folder: Path) -> Problem:
     )
 
 
-def _open_sharded(reader: _Reader, root: Path, name: str, index: Path) -> SourcePart:
+def _open_sharded(reader: _Reader, root: Location, name: str, index: Location) -> SourcePart:
     weight_map = read_index(index)
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (index.parent / shard).is_file()]
@@ -154,7 +156,7 @@ def _open_sharded(reader: _Reader, root: Path, name: str, index: Path) -> Source
     return _whole(name, index.parent, files)
 
 
-def _open_glob(reader: _Reader, root: Path, name: str, pattern: str) -> SourcePart:
+def _open_glob(reader: _Reader, root: Location, name: str, pattern: str) -> SourcePart:
     try:
         matched = sorted(path for path in root.glob(pattern) if path.is_file())
     except ValueError as error:
@@ -177,7 +179,7 @@ def _open_glob(reader: _Reader, root: Path, name: str, pattern: str) -> SourcePa
     return _whole(name, root.joinpath(*fixed), reader(root, paths))
 
 
-def _whole(name: str, root: Path, files: Sequence[SourceFileInfo]) -> SourcePart:
+def _whole(name: str, root: Location, files: Sequence[SourceFileInfo]) -> SourcePart:
     """All files as one part.
 
     Raises:
@@ -211,5 +213,5 @@ def _leaves(location: str) -> bool:
     return odd or ".." in segments or drive is not None
 
 
-def _refuse(path: Path, kind: str, message: str, hint: str | None = None) -> InvalidInput:
+def _refuse(path: Location, kind: str, message: str, hint: str | None = None) -> InvalidInput:
     return InvalidInput(Problem(kind=kind, message=message, hint=hint, file=str(path)))

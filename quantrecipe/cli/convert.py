@@ -13,6 +13,7 @@ import click
 
 from quantrecipe.cli.running import reporting, run
 from quantrecipe.cli.transcode import Asked, check_lossless, check_usage, infer, summary_of
+from quantrecipe.schema.address import is_address
 from quantrecipe.schema.problems import InvalidInput
 
 if TYPE_CHECKING:
@@ -23,11 +24,21 @@ if TYPE_CHECKING:
 
 
 class _Place(click.Path):
-    """A path; not the empty one, which would stand for the working folder."""
+    """A path; not the empty one, which would stand for the working folder.
+
+    Args:
+        repositories: whether ``hf://…`` is fine too, and stays the text that it is.
+    """
+
+    def __init__(self, *, repositories: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self.repositories = repositories
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("it is empty (a variable that is not set?); '.' is the working folder.")
+        if self.repositories and is_address(value):
+            return value
         return super().convert(value, param, ctx)
 
 
@@ -71,8 +82,8 @@ class _Place(click.Path):
 @click.option(
     "--lossless-only", is_flag=True, help="Refuse a plan in which any number is not kept exactly."
 )
-@click.argument("source", required=False, type=_Place(path_type=Path))
-@click.option("--out", type=_Place(path_type=Path), metavar="DIR", help="The output folder.")
+@click.argument("source", required=False, type=_Place(repositories=True))
+@click.option("--out", type=_Place(), metavar="DIR", help="The output folder.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option(
     "--converter", default="streaming", show_default=True, help="Who carries the plan out."
@@ -112,6 +123,7 @@ class _Place(click.Path):
     help="Go on from what an interrupted conversion got done, and keep what this one gets done.",
 )
 @click.option("--force", is_flag=True, help="Replace files of the same names in the output folder.")
+@click.option("--offline", is_flag=True, help="Read a repository from the Hub's cache only.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output; no progress.")
 def convert(
     recipe_name: str | None,
@@ -123,7 +135,7 @@ def convert(
     requantize: bool,
     architecture: str | None,
     lossless_only: bool,
-    source: Path | None,
+    source: Path | str | None,
     out: Path | None,
     dry_run: bool,
     converter: str,
@@ -133,17 +145,24 @@ def convert(
     executor: str,
     resume: bool,
     force: bool,
+    offline: bool,
     as_json: bool,
 ) -> None:
     """Convert a checkpoint as a recipe says, or into another layout.
 
-    SOURCE is the folder of the source checkpoint or one file; without it, the recipe says where the
-    source is. With --target-layout a recipe is inferred from SOURCE: what LAYOUT holds as it is
-    stored is carried over bit for bit. The output appears in DIR only when it is whole and within
-    the recipe's bounds.
+    SOURCE is the folder of the source checkpoint or one file, here or in a repository of the Hub
+    (hf://owner/name@revision/folder), of which no copy is kept; without it, the recipe says where
+    the source is. With --target-layout a recipe is inferred from SOURCE, which has to be here: what
+    LAYOUT holds as it is stored is carried over bit for bit. The output appears in DIR only when it
+    is whole and within the recipe's bounds.
     """
     asked = Asked(layout, parts, names, wanted, requantize, architecture)
     check_usage(recipe_name, target_layout, source, asked)
+    if target_layout is not None and is_address(source):
+        raise click.UsageError(
+            "--target-layout looks into a source on this machine. "
+            "Fetch it first (quantrecipe pull), or give a recipe."
+        )
     if out is None and not dry_run:
         raise click.UsageError("Missing option '--out' (or --dry-run, to see the plan only).")
     # Nothing above this line needs torch: usage errors and --help are quick.
@@ -163,10 +182,10 @@ def convert(
         devices = _check_devices(device, here=spec.kind == "threads")
         inferred = None
         if target_layout is not None and source is not None:
-            inferred = infer(source, target_layout, asked)
+            inferred = infer(Path(source), target_layout, asked)
             source = inferred.root
         loaded = open_recipe(inferred.recipe if inferred is not None else recipe_name or "")
-        planned = plan(loaded, source, converter=converter)
+        planned = plan(loaded, source, converter=converter, offline=offline)
         if lossless_only:
             check_lossless(planned)
         if inferred is not None and not as_json:

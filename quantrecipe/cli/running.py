@@ -73,7 +73,7 @@ def report(error: QuantrecipeError, *, as_json: bool = False) -> None:
         problems = (
             [problem.as_dict() for problem in error.problems]
             if isinstance(error, InvalidInput)
-            else [{"kind": "failure", "message": str(error)}]
+            else [{"kind": error.kind, "message": str(error)}]
         )
         click.echo(json.dumps({"problems": problems}, indent=2))
         return

@@ -99,7 +99,7 @@ class Asked:
 
 
 def check_usage(
-    recipe: str | None, target_layout: str | None, source: Path | None, asked: Asked
+    recipe: str | None, target_layout: str | None, source: Path | str | None, asked: Asked
 ) -> None:
     """Either a recipe, or a target layout and what goes with it.
 

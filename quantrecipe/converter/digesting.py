@@ -15,11 +15,13 @@ from typing import Final, Self
 
 from quantrecipe.checkpoint import SourceError, digests, locate
 from quantrecipe.checkpoint.errors import source_changed
+from quantrecipe.checkpoint.hub.repository import HubPath
 from quantrecipe.checkpoint.known_digests import known_sha256
 from quantrecipe.converter.resuming import range_digest
 from quantrecipe.converter.units import Range, Unit
 from quantrecipe.converter.workers import Stopped, available_cores
 from quantrecipe.converter.working import UnitResult
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import OutputFile
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import InvalidInput, OutputError, Problem
@@ -80,8 +82,8 @@ class SourceDigests(_Pool):
         self._done = done
         self._futures = [self._pool.submit(self._hash, file) for file in files]
 
-    def results(self) -> dict[Path, str]:
-        """All digests, by path.
+    def results(self) -> dict[Location, str | None]:
+        """All digests, by path; of files of a repository, what the Hub says, if it does.
 
         Raises:
             InvalidInput: a file is not what whoever published it says it is, or has changed.
@@ -96,7 +98,11 @@ class SourceDigests(_Pool):
                 return
             future.result()
 
-    def _hash(self, file: SourceFileInfo) -> tuple[Path, str]:
+    def _hash(self, file: SourceFileInfo) -> tuple[Location, str | None]:
+        if isinstance(file.path, HubPath):
+            # It never passes through here as a whole.
+            return file.path, file.path.file.sha256
+        assert isinstance(file.path, Path)
         name = str(file.path)
         found = self._known.get(name)
         if found is None:

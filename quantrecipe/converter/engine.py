@@ -8,7 +8,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from pathlib import Path
 from threading import Lock
 from typing import Final
 
@@ -30,6 +29,7 @@ from quantrecipe.converter.working import (
     one_thread,
     perform,
 )
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import OutputFile
 from quantrecipe.schema.plan import Plan
 
@@ -94,13 +94,13 @@ class Worked:
         units: a result for each unit of the plan, in their order.
         outputs: the files.
         tensors: digests of tensors, by file and name.
-        sources: SHA-256 of the source's files, by path.
+        sources: SHA-256 of the source's files, by path; ``None`` where nobody knows it.
     """
 
     units: tuple[UnitResult, ...]
     outputs: tuple[OutputFile, ...]
     tensors: Mapping[tuple[str, str], str]
-    sources: Mapping[Path, str]
+    sources: Mapping[Location, str | None]
 
 
 def work(
@@ -175,10 +175,11 @@ def _run_here(
         with telling:
             means.progress(count, name)
 
-    with one_thread(), SourceReader(setup.files) as reader:
-        workers = Workers(
-            means.workers, lambda: UnitWorker(setup, reader, output, factors, next(devices))
-        )
+    workers: Workers[UnitWorker] = Workers(
+        means.workers, lambda: UnitWorker(setup, reader, output, factors, next(devices))
+    )
+    with one_thread(), SourceReader(setup.files, check=workers.check) as reader:
+        reader.expect(source for unit in units for source in unit.sources())
         distance = means.workers + _UNITS_AHEAD
         ahead = [*units[distance:], *(None for _ in units[:distance])]
         tasks: list[Callable[[UnitWorker], UnitResult]] = [

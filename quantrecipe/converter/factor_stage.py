@@ -34,12 +34,13 @@ from quantrecipe.converter.products import ProductErrors
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.smoothing import smoothquant_factors
 from quantrecipe.converter.source_rows import SourceRows
-from quantrecipe.converter.units import Unit, row_blocks, rows_together
+from quantrecipe.converter.units import Unit, row_blocks, rows_together, sources_of
 from quantrecipe.converter.workers import Workers
 from quantrecipe.converter.working import Setup, check_version, in_runs, one_thread
 from quantrecipe.formats.transform import block_transform
 from quantrecipe.schema.plan import Plan, PlannedModule, SmoothingGroup
 from quantrecipe.schema.schemes import PlainWeight
+from quantrecipe.schema.tensors import TensorInfo
 
 FACTORS_NAME: Final = "factors"
 """The journal of the groups that are done, beside that of the units."""
@@ -230,7 +231,8 @@ class _Stage:
 
     def _column_maxima(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Tensor]]:
         if self.means.executor is None:
-            found = self._here(units, lambda worker, unit, _: worker.column_absmax(unit))
+            sources = (source for unit in units for source in unit.sources())
+            found = self._here(units, lambda worker, unit, _: worker.column_absmax(unit), sources)
             yield from zip(units, found, strict=True)
             return
         names = {unit.index: unit for unit in units}
@@ -260,7 +262,8 @@ class _Stage:
 
     def _product_errors(self, tasks: Sequence[_Search]) -> Iterator[tuple[_Search, list[float]]]:
         if self.means.executor is None:
-            found = self._here(tasks, FactorWorker.product_errors)
+            sources = (source for task in tasks for source in sources_of(task.module))
+            found = self._here(tasks, FactorWorker.product_errors, sources)
             yield from zip(tasks, found, strict=True)
             return
         calls = (
@@ -276,13 +279,15 @@ class _Stage:
         self,
         tasks: Iterable[Task],
         do: Callable[[FactorWorker, Task, Callable[[], None]], Result],
+        sources: Iterable[tuple[TensorInfo, int, int]],
     ) -> Iterator[Result]:
-        """On threads of this process."""
+        """On threads of this process; ``sources`` is what they read, in order."""
         devices = cycle(self.means.devices)
-        with one_thread(), SourceReader(self.setup.files) as reader:
-            workers = Workers(
-                self.means.workers, lambda: FactorWorker(self.setup, reader, next(devices))
-            )
+        workers: Workers[FactorWorker] = Workers(
+            self.means.workers, lambda: FactorWorker(self.setup, reader, next(devices))
+        )
+        with one_thread(), SourceReader(self.setup.files, check=workers.check) as reader:
+            reader.expect(sources)
             yield from workers.run(_call(do, task, workers.check) for task in tasks)
 
 
@@ -320,6 +325,7 @@ def find_column_absmax(task: _MaximaTask) -> list[tuple[int, Tensor]]:
     """In another process: the column maxima of some units, by their index."""
     check_version(task.setup)
     with one_thread(), SourceReader(task.setup.files) as reader:
+        reader.expect(source for unit in task.units for source in unit.sources())
         worker = FactorWorker(task.setup, reader, task.device)
         return [(unit.index, worker.column_absmax(unit)) for unit in task.units]
 
@@ -328,6 +334,7 @@ def find_product_errors(task: _ErrorsTask) -> tuple[int, list[float]]:
     """In another process: the output errors of one module, with the place of the task."""
     check_version(task.setup)
     with one_thread(), SourceReader(task.setup.files) as reader:
+        reader.expect(sources_of(task.search.module))
         worker = FactorWorker(task.setup, reader, task.device)
         return task.place, worker.product_errors(task.search, lambda: None)
 

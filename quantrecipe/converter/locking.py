@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from quantrecipe import __version__
+from quantrecipe.checkpoint.hub.repository import HubPath
 from quantrecipe.converter.checking import ModuleResult
 from quantrecipe.converter.engine import Worked
 from quantrecipe.converter.factors import Factors
 from quantrecipe.converter.protocol import Converter
 from quantrecipe.schema.canonical import lock_digest
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import (
     Lock,
     LockedGroup,
@@ -64,7 +66,7 @@ def make_lock(
                 path=file.relative,
                 bytes=file.size,
                 header_sha256=file.header_sha256,
-                sha256=worked.sources[file.path],
+                **_identity(file.path, worked),
             )
             for part in plan.parts
             for file in part.files
@@ -92,12 +94,22 @@ def make_lock(
     return unsigned.model_copy(update={"sha256": lock_digest(unsigned.to_json_value())})
 
 
+def _identity(path: Location, worked: Worked) -> dict[str, str]:
+    sha256 = worked.sources[path]
+    found = {} if sha256 is None else {"sha256": sha256}
+    return found | ({"etag": path.file.etag} if isinstance(path, HubPath) else {})
+
+
 def _locked_options(plan: Plan, factors: Factors) -> dict[str, Any]:
     groups = tuple(
         LockedGroup(part=group.part, modules=group.modules, alpha=group.alpha)
         for group in factors.groups
     )
-    found: dict[str, Any] = {"names": plan.names, "smoothing_groups": groups}
+    found: dict[str, Any] = {
+        "names": plan.names,
+        "repository": plan.repository,
+        "smoothing_groups": groups,
+    }
     return {key: value for key, value in found.items() if value}
 
 

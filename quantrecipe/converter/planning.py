@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Final
 
 from quantrecipe.checkpoint import open_parts
+from quantrecipe.checkpoint.hub.opening import in_cache_only, open_address
 from quantrecipe.converter.calibration import StatisticsFile, open_statistics
 from quantrecipe.converter.measured import kept_tokens, measured_as
 from quantrecipe.converter.selection import check_capabilities, find_converter
 from quantrecipe.converter.standalone import LOADER_NAME, loader_source
+from quantrecipe.schema.address import HubAddress, is_address, parse_address
 from quantrecipe.schema.document import STDIN, Document, parse_text, read_parsed
 from quantrecipe.schema.folds import fold_digest
+from quantrecipe.schema.location import Location
+from quantrecipe.schema.lock import SourceRepository
 from quantrecipe.schema.plan import Plan, PlannedModule
 from quantrecipe.schema.planning import make_plan
 from quantrecipe.schema.problems import InvalidInput, Problem
@@ -82,46 +86,98 @@ def open_recipe(recipe: RecipeLike) -> OpenRecipe:
 
 
 def plan(
-    recipe: RecipeLike, source: Path | str | None = None, *, converter: str = "streaming"
+    recipe: RecipeLike,
+    source: Path | str | None = None,
+    *,
+    converter: str = "streaming",
+    offline: bool = False,
 ) -> Plan:
     """Resolve a recipe against the headers of its source; not one weight is read.
 
     Args:
         recipe: a ``Recipe``, or the path or built-in name of one.
-        source: the root of the source, or one safetensors file; ``None``: where the recipe says.
+        source: the root of the source, or one safetensors file, here or in a repository
+            (``hf://owner/name@revision``); ``None``: where the recipe says.
         converter: who shall carry it out; what it cannot do is refused here.
+        offline: whether a repository is read from the Hub's cache only.
 
     Raises:
         InvalidInput: with every problem found.
+        HubError: the repository cannot be read.
     """
     loaded = open_recipe(recipe)
     with loaded.locating():
         check_capabilities(loaded.recipe, find_converter(converter))
-        root = _source_root(loaded, source)
-        parts = open_parts(root, loaded.recipe.source.parts)
+        root, repository = source_root(loaded, source, offline=offline)
+        with in_cache_only(repository, root):
+            parts = open_parts(root, loaded.recipe.source.parts)
         planned = _with_statistics(make_plan(loaded.recipe, parts, statistics_files(loaded)))
+        planned = replace(planned, repository=repository)
         if loaded.recipe.target.emit_loader:
             emitted = {LOADER_NAME: loader_source(planned)}
             return replace(planned, extra_files={**planned.extra_files, **emitted})
         return planned
 
 
-def _source_root(loaded: OpenRecipe, source: Path | str | None) -> Path:
+def source_root(
+    loaded: OpenRecipe, source: Path | str | None, *, offline: bool = False
+) -> tuple[Location, SourceRepository | None]:
+    """Where the source of a recipe is, and the repository that this is in, if it is in one.
+
+    Raises:
+        InvalidInput: nobody says where; or there is no such repository or revision.
+        HubError: the repository cannot be read.
+    """
+    address = source_address(loaded, source)
+    if address is not None:
+        with _pointing() if source is None else nullcontext():
+            opened = open_address(address, offline=offline)
+        return opened.root, opened.repository
     if source is not None:
-        return Path(source)
-    wanted = loaded.recipe.source
-    if wanted.path is not None:
-        return loaded.folder / wanted.path
-    hint = "Give the folder (or safetensors file) of the source on the command line."
-    if wanted.repo is not None:
-        revision = f" --revision {wanted.revision}" if wanted.revision else ""
-        hint = (
-            f"Fetch it first (hf download {wanted.repo}{revision} --local-dir FOLDER), "
-            "then give that folder as SOURCE."
-        )
+        return Path(source), None
+    if loaded.recipe.source.path is not None:
+        return loaded.folder / loaded.recipe.source.path, None
     raise InvalidInput(
-        Problem("no-source", "the recipe names no local source", hint=hint, pointer="/source")
+        Problem(
+            "no-source",
+            "the recipe names no local source",
+            hint="Give the folder (or safetensors file) of the source on the command line.",
+            pointer="/source",
+        )
     )
+
+
+@contextmanager
+def _pointing() -> Iterator[None]:
+    """Within it, what is wrong with a repository or a revision is wrong in the recipe."""
+    places = {"no-repository": "/source/repo", "no-revision": "/source/revision"}
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(
+            replace(
+                problem,
+                message=f"{problem.file}: {problem.message}",
+                file=None,
+                pointer=places.get(problem.kind),
+            )
+            for problem in error.problems
+        ) from error
+
+
+def source_address(loaded: OpenRecipe, source: Path | str | None) -> HubAddress | None:
+    """The repository that the source is in; ``None`` if it is on this machine.
+
+    Raises:
+        InvalidInput: ``source`` is meant as an address, and is none.
+    """
+    if source is not None:
+        text = str(source)
+        return parse_address(text) if is_address(text) else None
+    wanted = loaded.recipe.source
+    if wanted.path is not None or wanted.repo is None:
+        return None
+    return HubAddress(wanted.repo, wanted.revision)
 
 
 def statistics_files(loaded: OpenRecipe) -> dict[str, Path]:

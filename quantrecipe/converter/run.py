@@ -32,6 +32,7 @@ from quantrecipe.converter.units import Unit, cut
 from quantrecipe.converter.working import BrokenConverter, Setup
 from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.folds import FOLDED_NAME
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import LOCK_NAME, RECIPE_NAME, Lock
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import InvalidInput, OutputError
@@ -71,6 +72,7 @@ def convert(
     executor: Executor | None = None,
     resume: bool = True,
     force: bool = False,
+    offline: bool = False,
     progress: Progress = silent,
     notice: Notice = unheard,
 ) -> Conversion:
@@ -78,7 +80,8 @@ def convert(
 
     Args:
         recipe: a ``Recipe``, or the path or built-in name of one.
-        source: the root of the source, or one safetensors file; ``None``: where the recipe says.
+        source: the root of the source, or one safetensors file, here or in a repository
+            (``hf://owner/name@revision``); ``None``: where the recipe says.
         out: the output folder.
         converter: the name of whoever carries it out.
         block_bytes: about how many bytes of numbers to hold at a time; ``None``: what suits the
@@ -91,12 +94,14 @@ def convert(
         resume: whether to go on from what an interrupted attempt got done, and to keep what this
             one got done if it is interrupted.
         force: whether files of the same names in ``out`` are replaced.
+        offline: whether a repository is read from the Hub's cache only.
         progress: called with bytes done and the module's name.
         notice: called with what a user may want to know: that work is taken up, or why it is not.
 
     Raises:
         InvalidInput: the recipe, the source or a bound does not hold; nothing is published.
         OutputError: the output cannot be written.
+        HubError: the repository that the source is in cannot be read.
     """
     loaded = open_recipe(recipe)
     means = Means(
@@ -104,7 +109,7 @@ def convert(
     )
     with loaded.locating():
         return carry_out(
-            plan(loaded, source, converter=converter),
+            plan(loaded, source, converter=converter, offline=offline),
             find_converter(converter),
             Path(out),
             means,
@@ -227,11 +232,11 @@ def _output_paths(planned: Plan, sidecars: tuple[Sidecar, ...]) -> tuple[str, ..
 
 
 def _read_from(planned: Plan, sidecars: tuple[Sidecar, ...]) -> frozenset[Path]:
-    """Every file that the output is made of, symlinks resolved."""
-    files = [file.path for file in planned.source_files]
-    files += [sidecar.origin for sidecar in sidecars if sidecar.origin is not None]
+    """Every file on this machine that the output is made of, symlinks resolved."""
+    files: list[Location | None] = [file.path for file in planned.source_files]
+    files += [sidecar.origin for sidecar in sidecars]
     files += planned.statistics.values()
-    return frozenset(file.resolve() for file in files)
+    return frozenset(file.resolve() for file in files if isinstance(file, Path))
 
 
 def _keep_source(kept: frozenset[Path], out: Path, paths: tuple[str, ...]) -> None:

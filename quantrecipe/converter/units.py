@@ -102,6 +102,15 @@ class Unit:
         row = weight.nbytes // self.of.source.out_features
         return weight, self.start * row, (self.stop - self.start) * row
 
+    def sources(self) -> Iterator[tuple[TensorInfo, int, int]]:
+        """What is read for it: tensors, each with the first byte and how many there are.
+
+        What is not cut with the rows of a weight belongs to the first unit of the module.
+        """
+        yield self.main_source
+        if self.first and isinstance(self.of, PlannedModule):
+            yield from _beside_weight(self.of)
+
     def _bytes(self, role: Role, output: PlannedTensor, module: PlannedModule) -> tuple[int, int]:
         rows, columns = module.source.out_features, module.source.in_features
         whole = self.start == 0 and self.stop == rows
@@ -152,6 +161,20 @@ def cut(plan: Plan, unit_bytes: int = UNIT_BYTES) -> tuple[Unit, ...]:
         return files[info.file], info.offset, start
 
     return tuple(Unit(index, *piece) for index, piece in enumerate(sorted(pieces, key=where)))
+
+
+def sources_of(module: PlannedModule) -> Iterator[tuple[TensorInfo, int, int]]:
+    """What is read for all of a module; as ``Unit.sources``."""
+    weight = module.source.tensors["weight"]
+    yield weight, 0, weight.nbytes
+    yield from _beside_weight(module)
+
+
+def _beside_weight(module: PlannedModule) -> Iterator[tuple[TensorInfo, int, int]]:
+    for role, tensor in module.source.tensors.items():
+        # The content of small ones was read along with the header.
+        if role != "weight" and tensor.content is None:
+            yield tensor, 0, tensor.nbytes
 
 
 def rows_together(module: PlannedModule) -> int:

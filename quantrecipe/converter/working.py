@@ -225,6 +225,7 @@ def perform(assignment: Assignment) -> list[UnitResult]:
     setup = assignment.setup
     check_version(setup)
     with one_thread(), SourceReader(setup.files) as reader, OutputFiles(setup.folder) as output:
+        reader.expect(source for unit in assignment.units for source in unit.sources())
         worker = UnitWorker(setup, reader, output, assignment.factors, assignment.device)
         ahead = [*assignment.units[1:], None]
         results = [

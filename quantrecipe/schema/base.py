@@ -25,6 +25,7 @@ SOURCE_PATH: Final = rf"^(\.|{_SEGMENT}(/{_SEGMENT})*)$"
 TARGET_FILE: Final = rf"^({_FILE_SEGMENT}/)*[A-Za-z0-9_][A-Za-z0-9_.-]*\.(safetensors|gguf)$"
 REPOSITORY: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 REVISION: Final = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
+COMMIT: Final = r"^[0-9a-f]{40}$"
 BYTE_SIZE: Final = r"^[1-9][0-9]{0,11}(B|KB|MB|GB|TB)$"
 MODULE_TEMPLATE: Final = rf"^({_TEXT}\{{part\}})?{_TEXT}\{{module\}}{_TEXT}$"
 OTHER_TEMPLATE: Final = rf"^({_TEXT}\{{part\}})?{_TEXT}\{{tensor\}}{_TEXT}$"
@@ -43,6 +44,7 @@ PATTERN_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         ".safetensors or .gguf",
         REPOSITORY: "owner/name, of letters, digits, '.', '_' and '-'",
         REVISION: "a commit, tag or branch: letters, digits, '.', '_', '-' and '/'",
+        COMMIT: "the SHA of a commit, 40 hex digits",
         BYTE_SIZE: "a whole number and B, KB, MB, GB or TB, as in '5GB'",
         MODULE_TEMPLATE: "text with {module} in it once, and {part} before that or not at all",
         OTHER_TEMPLATE: "text with {tensor} in it once, and {part} before that or not at all",

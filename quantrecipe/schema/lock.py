@@ -11,9 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
-from quantrecipe.schema.base import Model, Name, NonEmpty, PartName, Sha256, VersionOne, Xxh3
+from quantrecipe.schema.base import (
+    COMMIT,
+    REPOSITORY,
+    REVISION,
+    Model,
+    Name,
+    NonEmpty,
+    PartName,
+    Sha256,
+    VersionOne,
+    Xxh3,
+)
 from quantrecipe.schema.names import Mappings
 from quantrecipe.schema.recipe import Recipe
 from quantrecipe.schema.schemes import DynamicActivation, Hadamard, SmoothQuant, Strength, Weight
@@ -66,7 +77,25 @@ class SourceFile(Model):
     """Digest of the safetensors header, its length field included."""
 
     sha256: Sha256 | None = None
-    """Digest of the whole file, where it was computed."""
+    """Digest of the whole file, where it is known: computed from all of its bytes, or, where there
+    is an ``etag``, what the Hub says of a file that was read by ranges, never as a whole."""
+
+    etag: Annotated[str, NonEmpty] | None = None
+    """Of a file that was read from a repository by ranges: what the Hub calls its content. That is
+    the SHA-256 of a large file, and the ID of git's blob of any other."""
+
+
+class SourceRepository(Model):
+    """The repository that the source is in."""
+
+    repo: Annotated[str, StringConstraints(pattern=REPOSITORY, max_length=200)]
+    """``owner/name``."""
+
+    revision: Annotated[str, StringConstraints(pattern=REVISION, max_length=200)] | None = None
+    """What was asked for; absent: the main branch."""
+
+    commit: Annotated[str, StringConstraints(pattern=COMMIT)]
+    """The commit that all of it was read from."""
 
 
 class OutputFile(Model):
@@ -174,6 +203,9 @@ class Lock(Model):
 
     tool: Tool
     converter: Tool
+    repository: SourceRepository | None = None
+    """Where the source was read from; absent: from this machine."""
+
     source: tuple[SourceFile, ...]
     outputs: tuple[OutputFile, ...]
     modules: tuple[LockedModule, ...]
@@ -210,6 +242,7 @@ __all__ = [
     "OutputFile",
     "Role",
     "SourceFile",
+    "SourceRepository",
     "Tool",
     "WeightError",
 ]

@@ -10,7 +10,7 @@ from typing import Any, Final
 from quantrecipe.schema.folds import FoldSite
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_reading import StoredModule
-from quantrecipe.schema.lock import Disposition, Role, Transfer
+from quantrecipe.schema.lock import Disposition, Role, SourceRepository, Transfer
 from quantrecipe.schema.names import NameMapping
 from quantrecipe.schema.problems import Problem
 from quantrecipe.schema.recipe import Recipe
@@ -234,6 +234,7 @@ class Plan:
         extra_files: further small files with their bytes (a shard index, a loader), by path.
         statistics: the statistics files, by the paths that schemes name them by.
         warnings: what is worth knowing and refuses nothing.
+        repository: where the source is, unless it is on this machine.
     """
 
     recipe: Recipe
@@ -250,6 +251,7 @@ class Plan:
     extra_files: Mapping[str, bytes]
     statistics: Mapping[str, Path]
     warnings: tuple[Problem, ...]
+    repository: SourceRepository | None = None
 
     @property
     def source_files(self) -> tuple[SourceFileInfo, ...]:

@@ -70,12 +70,15 @@ class Reasons:
 
 
 class QuantrecipeError(Exception):
-    """Base of every error this package raises on purpose. ``exit_code`` is the command line's.
+    """Base of every error this package raises on purpose.
+
+    ``exit_code`` is the command line's; ``kind`` is for programs, as that of a ``Problem``.
 
     Errors travel between processes: all that they hold can be pickled.
     """
 
     exit_code = 3
+    kind = "failure"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without this, the class would be called with ``args``: the text that it made itself.

@@ -34,7 +34,7 @@ from quantrecipe.converter.ranking.results import (
 )
 from quantrecipe.converter.ranking.ties import across_parts, grouped
 from quantrecipe.converter.selection import find_converter
-from quantrecipe.converter.units import cut
+from quantrecipe.converter.units import cut, sources_of
 from quantrecipe.converter.workers import Workers
 from quantrecipe.converter.working import Setup
 from quantrecipe.formats.dtypes import TORCH_DTYPES
@@ -133,6 +133,7 @@ def rank_plan(
     with ExitStack() as stack:
         opened = None if path is None else stack.enter_context(open_statistics(path))
         reader = stack.enter_context(SourceReader(planned.source_files))
+        reader.expect(source for module in modules for source in sources_of(module))
         work = _Work(planned, reader, factors, opened, dtype, progress)
         workers = Workers(means.workers, Buffers)
         found = tuple(workers.run(work.task(module) for module in modules))
