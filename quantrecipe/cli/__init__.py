@@ -11,6 +11,7 @@ from quantrecipe.cli.running import run
 
 COMMANDS: Final = {
     "convert": "quantrecipe.cli.convert:convert",
+    "pull": "quantrecipe.cli.pull:pull",
     "validate": "quantrecipe.cli.validate:validate",
     "inspect": "quantrecipe.cli.inspect:inspect",
     "verify": "quantrecipe.cli.verify:verify",
