@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from calibrate import run
 from denoiser.classifier import load_classifier, read
 from denoiser.data import PROMPTS, Prompt
-from denoiser.fidelity import LEVEL, RESAMPLES, Values, image_psnr, interval, velocity_sqnr
+from denoiser.fidelity import LEVEL, image_psnr, interval, velocity_sqnr
 from denoiser.network import WEIGHTS, new_network
 from denoiser.outliers import SPIKED, spiked_module
 from denoiser.sampler import GUIDANCE, STEPS, Branches, Step, draw, drawn, trajectory
 from quantrecipe.converter import convert
 from quantrecipe.converter.calibration import Calibration
 from quantrecipe.converter.ranking import Order, ladder, rank
+from quantrecipe.evaluate.scores.bootstrap import RESAMPLES, Values
 from quantrecipe.loaders import load_model
 from quantrecipe.schema import load_recipe
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from quantrecipe.converter import ErrorSums, Job
 from quantrecipe.converter.streaming import StreamingConverter
 from quantrecipe.schema.plan import PlannedOther
@@ -16,7 +18,7 @@ class Dying(StreamingConverter):
             return super().convert(job)
         of = job.unit.of
         info = of.source if isinstance(of, PlannedOther) else of.source.tensors["weight"]
-        mark = info.file.with_name("died")
+        mark = Path(str(info.file)).with_name("died")
         if mark.exists():
             return super().convert(job)
         role = next(iter(job.unit.ranges()))

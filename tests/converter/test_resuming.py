@@ -21,6 +21,7 @@ from quantrecipe.checkpoint import Journal, OutputFiles, read_journal
 from quantrecipe.converter import convert, resuming, units
 from quantrecipe.converter.digesting import SourceDigests
 from quantrecipe.converter.working import UnitWorker
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput, OutputError
 from quantrecipe.schema.tensors import SourceFileInfo
 from tests.converter.making import Json, parsed, read_lock, recipe, save, tree, weight_spec
@@ -325,7 +326,7 @@ def test_the_source_is_hashed_once_in_all_attempts(
 ) -> None:
     hashed, real, counted = Event(), SourceDigests._hash, UnitWorker.perform
 
-    def _hash(digests: SourceDigests, file: SourceFileInfo) -> tuple[Path, str]:
+    def _hash(digests: SourceDigests, file: SourceFileInfo) -> tuple[Location, str | None]:
         found = real(digests, file)
         hashed.set()
         return found

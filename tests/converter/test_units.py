@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from quantrecipe.converter import plan
 from quantrecipe.converter.units import Unit, cut, row_blocks
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.plan import Plan, PlannedModule
 from tests.converter.making import parsed
 from tests.converter.test_streaming import grid_of_everything
@@ -49,7 +49,7 @@ def test_they_are_numbered_in_the_order_of_the_source(everything: Plan, size: in
 
 @given(st.integers(1, 2000))
 def test_what_the_disk_is_asked_for_lies_in_the_tensor(everything: Plan, size: int) -> None:
-    asked: dict[tuple[Path, int], int] = {}
+    asked: dict[tuple[Location, int], int] = {}
     for unit in cut(everything, size):
         info, start, nbytes = unit.main_source
         assert 0 <= start <= start + nbytes <= info.nbytes
@@ -86,7 +86,7 @@ def test_row_blocks_cover_the_rows(start: int, rows: int, multiple: int, size: i
     assert all((end - begin) * 40 <= max(size, 40 * multiple) for begin, end in blocks)
 
 
-def _offset(unit: Unit) -> tuple[Path, int]:
+def _offset(unit: Unit) -> tuple[Location, int]:
     of = unit.of
     info = of.source.tensors["weight"] if isinstance(of, PlannedModule) else of.source
     return info.file, info.offset

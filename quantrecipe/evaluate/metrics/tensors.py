@@ -79,18 +79,18 @@ def _blocks(output: Path, reference: Path) -> Iterator[tuple[Numbers, Numbers]]:
         if x.shape != r.shape:
             message = f"{name!r} is {list(x.shape)}, and {list(r.shape)} in the reference"
             raise unusable(output, "misshaped-tensor", message)
-        yield from zip(_numbers(x), _numbers(r), strict=True)
+        yield from zip(_numbers(output, x), _numbers(reference, r), strict=True)
 
 
-def _numbers(info: TensorInfo) -> Iterator[Numbers]:
-    """A tensor's numbers; as many at a time whatever its dtype."""
+def _numbers(path: Path, info: TensorInfo) -> Iterator[Numbers]:
+    """The numbers of a tensor of a file; as many at a time whatever its dtype."""
     code = _DTYPES.get(info.dtype)
     if code is None:
         message = f"{info.name!r} has dtype {info.dtype}"
-        raise unusable(info.file, "wrong-dtype", message, f"Expected {', '.join(_DTYPES)}.")
+        raise unusable(path, "wrong-dtype", message, f"Expected {', '.join(_DTYPES)}.")
     left, size = math.prod(info.shape), np.dtype(code).itemsize
     try:
-        with info.file.open("rb") as file:
+        with path.open("rb") as file:
             file.seek(info.offset)
             while left:
                 count = min(left, _BLOCK_BYTES // 8)
@@ -99,8 +99,8 @@ def _numbers(info: TensorInfo) -> Iterator[Numbers]:
                     raw = (raw.astype("<u4") << 16).view("<f4")
                 numbers = raw.astype(np.float64)
                 if len(numbers) != count or not np.isfinite(numbers).all():
-                    raise unusable(info.file, "not-finite", f"{info.name!r} has what is no number")
+                    raise unusable(path, "not-finite", f"{info.name!r} has what is no number")
                 yield numbers
                 left -= count
     except OSError as error:
-        raise SourceError(info.file, error, info.name) from error
+        raise SourceError(path, error, info.name) from error
