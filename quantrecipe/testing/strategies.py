@@ -215,7 +215,9 @@ def quantizable(
     shape = draw(linear_shapes(spec))
     if moderate:
         return torch.from_numpy(_gaussian(draw(_SEEDS), shape) * np.float32(1000)), spec
-    limit = 2.0**20 if spec.scale_dtype == "float16" else _LIMIT
+    # Scales that are a seventh of the largest weight still fit float16, and 127 of them float32.
+    limit = 2.0**18 if spec.scale_dtype == "float16" else _LIMIT
+    limit = 2.0**120 if spec.format == "llm_int8" else limit
     return draw(weights(shape, limit=limit)), spec
 
 
