@@ -25,6 +25,7 @@ from quantrecipe.formats.error import RowErrors, row_errors
 from quantrecipe.formats.kernels import BlockSource, Scratch, decode_block, load_kernels, takes
 from quantrecipe.formats.loops import load_loops
 from quantrecipe.formats.records import RecordFormat
+from quantrecipe.formats.recordwise import RecordTransform
 from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, ClipSearch, Hadamard
 
 COMPILED_PAYS_FROM_BYTES: Final = 1_000_000_000
@@ -138,6 +139,8 @@ def block_transform(
     if {source.format, target.format} <= set(kernels.KINDS):
         return CompiledTransform(plain, kernels)
     loops = load_loops("compiled_blocks")
+    if loops is not None and isinstance(plain.format, RecordFormat):
+        return RecordTransform(plain, loops, kernels)
     if loops is not None and covers(target, loops):
         return BlockwiseTransform(plain, loops, kernels)
     return plain

@@ -18,7 +18,8 @@ from quantrecipe.formats.base import WeightFormat
 from quantrecipe.formats.ggml import RECORD_FORMATS
 from quantrecipe.formats.records import RecordFormat
 from quantrecipe.formats.refusals import NonFinite, OutOfRange
-from quantrecipe.schema.schemes import GgmlRecords
+from quantrecipe.formats.transform import block_transform
+from quantrecipe.schema.schemes import GgmlRecords, PlainWeight
 from quantrecipe.testing.strategies import weights
 from tests.formats.test_formats_devices import watched
 from tests.support import ggml_reference
@@ -186,6 +187,33 @@ def test_compiled_loops_round_scales_as_torch_does(name: str) -> None:
     records = encode(weight, fmt)
     assert torch.equal(encode(weight, fmt.compiled()), records)
     assert same_bits(decode(records, fmt.compiled()), decode(records, fmt).numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", RECORD_FORMATS)
+def test_the_compiled_transform_is_the_plain_one(name: str, dtype: Any) -> None:
+    """Records and sums of errors, over more rows than are taken at once; and what is refused."""
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(300, 1024, generator=generator) * torch.rand(300, 1, generator=generator)
+    weight[3], weight[5, :256] = 0, weight[5, :256] * 1e4
+    weight = weight.to(getattr(torch, dtype))
+    target = GgmlRecords.model_validate({"format": name, "granularity": "block"})
+    found = []
+    for compiled in (True, False):
+        transform = block_transform(PlainWeight(format=dtype), target, prefer_compiled=compiled)
+        codes = torch.empty(300, target.code_columns(1024), dtype=torch.uint8)
+        scales = torch.empty(300, 0, dtype=torch.float16)
+        found.append((codes, transform(weight, None, None, codes, scales)))
+        broken = weight.clone()
+        broken[299, 7] = float("nan")
+        with pytest.raises(NonFinite) as refused:
+            transform(broken, None, None, codes.clone(), scales)
+        assert refused.value.index == (299, 7)
+    (codes, errors), (others, theirs) = found
+    assert torch.equal(codes, others)
+    assert torch.equal(errors.signal, theirs.signal)
+    assert torch.equal(errors.noise, theirs.noise)
+    assert errors.worst_in_scales == theirs.worst_in_scales
 
 
 @each_format
