@@ -25,6 +25,7 @@ from torch import Tensor
 from quantrecipe.formats import choose_two_levels, effective_scales, get_format
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.packing import pack
+from quantrecipe.formats.records import RecordFormat
 from quantrecipe.formats.transform import block_transform
 from quantrecipe.schema.schemes import (
     AnyScaledWeight,
@@ -232,6 +233,15 @@ PEERS: dict[str, Callable[[Tensor], Iterator[tuple[str, str, Work, bool]]]] = {
 }
 
 
+def codes_alone(weight: Tensor, spec: AnyScaledWeight) -> Work | None:
+    """Records from float32 numbers, and nothing else; ``None`` for formats without records."""
+    fmt = get_format(spec)
+    if not isinstance(fmt, RecordFormat):
+        return None
+    fast, values = fmt.compiled(), weight.float()
+    return lambda: fast.encode(values, values.new_empty(0), spec)
+
+
 def in_turns(works: dict[str, Work], repeat: int) -> dict[str, float]:
     """Seconds of each, the median of its turns; one turn goes before, for what is made once."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -269,8 +279,10 @@ def main() -> None:
         compiled, plain = (
             Ours(weight, spec, packing, given.threads, compiled=fast) for fast in (True, False)
         )
+        alone = codes_alone(weight, spec)
         theirs = {peer: (work, same) for format, peer, work, same in peers if format == name}
         works: dict[str, Work] = {"quantrecipe": compiled, "quantrecipe, torch alone": plain}
+        works |= {} if alone is None else {"quantrecipe, its error not measured": alone}
         works |= {peer: work for peer, (work, _) in theirs.items()}
         works["a copy"] = lambda: copy.copy_(weight)
         found = in_turns(works, given.repeat)
