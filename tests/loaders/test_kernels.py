@@ -432,6 +432,21 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(case: Case, data: st.DataOb
         assert torch.equal(together[chosen : chosen + 1], alone), name
 
 
+@pytest.mark.parametrize("features", [7, 31, 42, 64, 127])
+def test_what_is_no_number_stays_in_its_row_in_16_bits(features: int) -> None:
+    """Odd widths, where the products of processors look beyond the end of a row."""
+    linear = QuantizedLinear(features, 8, CHANNEL, bias=False, kernel="dequantized")
+    with torch.no_grad():
+        linear.weight.copy_(torch.randint(-127, 128, (8, features)))
+        assert linear.weight_scale is not None
+        linear.weight_scale.fill_(0.01)
+    x = torch.full((33, features), -3.7, dtype=torch.bfloat16)
+    x[1] = torch.nan
+    result = linear(x)
+    assert not result[1].isfinite().any()
+    assert result[[row for row in range(33) if row != 1]].isfinite().all()
+
+
 @given(
     case=cases(BY_ROW, ["int8:token"]),
     poison=st.sampled_from([torch.nan, torch.inf, -torch.inf]),

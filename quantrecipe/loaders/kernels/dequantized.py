@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,6 +16,9 @@ from quantrecipe.loaders.kernels.arithmetic import (
 )
 from quantrecipe.loaders.kernels.call import LinearCall
 from quantrecipe.loaders.kernels.on_cpu import blocks, multiplies, scratch, weights_at_a_time
+
+_TOGETHER: Final = 32
+"""Columns that processors multiply at once in 16 bits."""
 
 
 class DequantizedKernel:
@@ -56,16 +61,28 @@ def _by_blocks(
     call: LinearCall, values: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
 ) -> Tensor:
     dtype = call.dtype if multiplies(call.dtype) else torch.float32
-    values = values.to(dtype)
+    values = _filled(values.to(dtype))
     result = values.new_empty((call.rows, call.out_features), dtype=call.dtype)
     step = _rows_at_a_time(call)
     converted = scratch(step, call.in_features)
     for columns in blocks(call.out_features, step):
         plain = converted[: columns.stop - columns.start].copy_(weight[columns])
         plain.mul_(_scales(call, weight_scale, columns))
-        product = values @ plain.to(dtype).T
+        product = values @ _filled(plain.to(dtype)).T
         result[:, columns] = product if bias is None else product.add_(bias[columns])
     return result
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """Rows of a 16-bit dtype, with zeros up to a multiple of 32 columns; others as they are.
+
+    Behind the end of a row torch's product multiplies the beginning of the next by 0: a NaN there
+    would come into this one.
+    """
+    missing = -rows.shape[1] % _TOGETHER
+    if rows.dtype == torch.float32 or not missing:
+        return rows
+    return functional.pad(rows, (0, missing))
 
 
 def _rows_at_a_time(call: LinearCall) -> int:
