@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
+from quantrecipe.checkpoint.entries import Entry
 from quantrecipe.checkpoint.gguf_scan import Cursor
 from quantrecipe.checkpoint.scan import ScanError
 from quantrecipe.schema.gguf import GGML_TYPES, TYPE_OF, aligned
@@ -20,17 +21,6 @@ ENOUGH: Final = 1000
 _MOST_DIMENSIONS: Final = 8
 _LONGEST_NAME: Final = 65_535
 _LARGEST: Final = 2**63 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor; ``begin`` and ``end`` in bytes after the header."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 def read_entries(

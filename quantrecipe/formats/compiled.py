@@ -9,12 +9,13 @@ function is in, and of no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from quantrecipe.formats.compiling import Compile, cached, inlined
 
 BFLOAT16: Final = 0
 FLOAT16: Final = 1
@@ -53,44 +54,26 @@ _SEARCHED: Final = 512
 _LARGEST: Final = (np.float32(127.0), np.float32(448.0), np.float32(57344.0))
 
 
-_Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
-_inlined: Final[_Compile] = numba.njit(nogil=True, error_model="numpy")
-_summing: Final[_Compile] = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
+_summing: Final[Compile] = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
 
 
-def _cached(signature: str | None = None) -> _Compile:
-    """Compiled once a machine, or in every process where there is no folder to cache in."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            kept: _Compile = numba.njit(signature, nogil=True, error_model="numpy", cache=True)
-            return kept(function)
-        except RuntimeError as no_folder:
-            if "cannot cache" not in str(no_folder):
-                raise
-            fresh: _Compile = numba.njit(signature, nogil=True, error_model="numpy")
-            return fresh(function)
-
-    return decorate
-
-
-@_inlined
+@inlined
 def _bits(number: Any) -> Any:
     return np.float32(number).view(np.int32)
 
 
-@_inlined
+@inlined
 def _magnitude(number: Any) -> Any:
     """The bits of a float32 without its sign: in the order of magnitudes, then infinity, NaNs."""
     return np.int32(np.float32(number).view(np.int32) & np.int32(0x7FFFFFFF))
 
 
-@_inlined
+@inlined
 def _number(bits: Any) -> Any:
     return np.int32(bits).view(np.float32)
 
 
-@_inlined
+@inlined
 def _decode_16(bfloat16: bool, stored: NDArray[np.uint16], w: _Floats) -> Any:
     """bfloat16 is float32's upper half; float16 moved to float32's places is 2^-112 of itself.
 
@@ -112,7 +95,7 @@ def _decode_16(bfloat16: bool, stored: NDArray[np.uint16], w: _Floats) -> Any:
     return largest < np.int32(0x7C00), _bits(_number(largest << np.int32(13)) * up)
 
 
-@_inlined
+@inlined
 def _decode_32(stored: NDArray[np.uint32], w: _Floats) -> Any:
     largest = np.int32(0)
     for j in range(len(w)):
@@ -121,14 +104,14 @@ def _decode_32(stored: NDArray[np.uint32], w: _Floats) -> Any:
     return True, largest
 
 
-@_inlined
+@inlined
 def _decode_int8(stored: _Bytes, scale: Any, w: _Floats) -> Any:
     for j in range(len(w)):
         w[j] = np.float32(np.int8(stored[j])) * scale
     return True, _absmax(w)
 
 
-@_inlined
+@inlined
 def _decode_e4m3fn(stored: _Bytes, scale: Any, w: _Floats) -> Any:
     """Exponent and mantissa in float32's places, times what the biases differ by: exact."""
     up = np.float32(2.0**120)
@@ -138,7 +121,7 @@ def _decode_e4m3fn(stored: _Bytes, scale: Any, w: _Floats) -> Any:
     return _all_below(stored, np.uint8(0x7F)), _absmax(w)
 
 
-@_inlined
+@inlined
 def _decode_e5m2(stored: _Bytes, scale: Any, w: _Floats) -> Any:
     up = np.float32(2.0**112)
     for j in range(len(w)):
@@ -147,7 +130,7 @@ def _decode_e5m2(stored: _Bytes, scale: Any, w: _Floats) -> Any:
     return _all_below(stored, np.uint8(0x7C)), _absmax(w)
 
 
-@_inlined
+@inlined
 def _all_below(stored: _Bytes, limit: Any) -> bool:
     """Whether every fp8 code is a number: the magnitude bits of those that are none come last."""
     largest = np.uint8(0)
@@ -158,7 +141,7 @@ def _all_below(stored: _Bytes, limit: Any) -> bool:
     return bool(largest < limit)
 
 
-@_inlined
+@inlined
 def _decode_group(kind: int, stored: _Bytes, scale: Any, w: _Floats) -> Any:
     if kind == INT8:
         return _decode_int8(stored, scale, w)
@@ -167,7 +150,7 @@ def _decode_group(kind: int, stored: _Bytes, scale: Any, w: _Floats) -> Any:
     return _decode_e5m2(stored, scale, w)
 
 
-@_inlined
+@inlined
 def _decode_chunk(
     kind: int, stored: _Bytes, scales: _Floats, width: int, start: int, stop: int, w: _Floats
 ) -> Any:
@@ -187,7 +170,7 @@ def _decode_chunk(
     return fine, largest
 
 
-@_inlined
+@inlined
 def _decode_row(
     kind: int,
     stored: _Bytes,
@@ -220,13 +203,13 @@ def _decode_row(
     return bool(fine and largest < _INFINITY)
 
 
-@_inlined
+@inlined
 def _multiply(w: _Floats, factors: _Floats) -> None:
     for j in range(len(w)):
         w[j] *= factors[j]
 
 
-@_inlined
+@inlined
 def _rotate(w: _Floats, size: int) -> None:
     """``rotation.rotate_``: a chunk is whole blocks, and stays in L1 from step to step."""
     stride, shrink = 1, np.float32(1)
@@ -242,7 +225,7 @@ def _rotate(w: _Floats, size: int) -> None:
         w[j] *= shrink
 
 
-@_inlined
+@inlined
 def _neighbours(w: _Floats) -> None:
     for j in range(len(w) // 4):
         a, b, c, d = w[4 * j], w[4 * j + 1], w[4 * j + 2], w[4 * j + 3]
@@ -250,7 +233,7 @@ def _neighbours(w: _Floats) -> None:
         w[4 * j + 2], w[4 * j + 3] = (c + d) + (a - b), (c + d) - (a - b)
 
 
-@_inlined
+@inlined
 def _butterflies(block: _Floats, stride: int) -> None:
     first, second = block[:stride], block[stride : 2 * stride]
     third, fourth = block[2 * stride : 3 * stride], block[3 * stride : 4 * stride]
@@ -260,7 +243,7 @@ def _butterflies(block: _Floats, stride: int) -> None:
         third[j], fourth[j] = (c + d) + (a - b), (c + d) - (a - b)
 
 
-@_inlined
+@inlined
 def _absmax(w: _Floats) -> np.int32:
     """The bits of the largest magnitude; infinities, then NaNs, are larger than any number."""
     largest = np.int32(0)
@@ -271,7 +254,7 @@ def _absmax(w: _Floats) -> np.int32:
     return largest
 
 
-@_inlined
+@inlined
 def _raise_maxima(w: _Floats, start: int, maxima: NDArray[np.int32], width: int) -> np.int32:
     """Raise the maxima of the groups that columns from ``start`` on are in; return the largest."""
     largest, left, stop = np.int32(0), start, start + len(w)
@@ -285,7 +268,7 @@ def _raise_maxima(w: _Floats, start: int, maxima: NDArray[np.int32], width: int)
     return largest
 
 
-@_inlined
+@inlined
 def _stored_scale(amax: Any, largest_code: Any, dtype: int) -> Any:
     """``ScaledFormat.scales`` for one group, as float32; infinite if ``dtype`` cannot hold it."""
     if amax == np.float32(0):
@@ -302,7 +285,7 @@ def _stored_scale(amax: Any, largest_code: Any, dtype: int) -> Any:
     return rounded
 
 
-@_inlined
+@inlined
 def _encode_int8(w: _Floats, scale: Any, codes: _Bytes) -> np.int32:
     """Codes, and their errors in place of ``w``; returns the bits of the largest error."""
     # Added to this, a number in [-127, 127] is rounded to an integer, ties to even, which is what
@@ -321,7 +304,7 @@ def _encode_int8(w: _Floats, scale: Any, codes: _Bytes) -> np.int32:
     return largest
 
 
-@_inlined
+@inlined
 def _encode_float8(
     w: _Floats, scale: Any, codes: _Bytes, mantissa: int, bias: int, top: Any
 ) -> np.int32:
@@ -351,7 +334,7 @@ def _encode_float8(
     return largest
 
 
-@_inlined
+@inlined
 def _encode_group(kind: int, w: _Floats, scale: Any, codes: _Bytes) -> Any:
     if kind == INT8:
         return _encode_int8(w, scale, codes)
@@ -379,7 +362,7 @@ def _add_four_squares(numbers: _Floats, lanes: _Doubles) -> None:
         lanes[j] = total
 
 
-@_inlined
+@inlined
 def _accumulate(numbers: _Floats, lanes: _Doubles) -> None:
     """The squares of a chunk, each in its column's lane: ``error.sums_of_squares``."""
     if len(numbers) == _CHUNK:
@@ -389,7 +372,7 @@ def _accumulate(numbers: _Floats, lanes: _Doubles) -> None:
         _add_squares(numbers[start : start + _LANES], lanes)
 
 
-@_inlined
+@inlined
 def _folded(lanes: _Doubles, columns: int) -> Any:
     """The sum of the lanes, halved again and again; three halvings in one go. Leaves them zero.
 
@@ -412,7 +395,7 @@ def _folded(lanes: _Doubles, columns: int) -> Any:
     return total
 
 
-@_inlined
+@inlined
 def _encode_row(
     kind: int, w: _Floats, scales: _Floats, width: int, codes: _Bytes, lanes: Any
 ) -> Any:
@@ -432,7 +415,7 @@ def _encode_row(
     return _folded(lanes[0], len(w)), _folded(lanes[1], len(w)), worst
 
 
-@_inlined
+@inlined
 def _store_scales(
     maxima: NDArray[np.int32], largest_code: Any, dtype: int, measuring: bool, grid: _Floats
 ) -> bool:
@@ -447,7 +430,7 @@ def _store_scales(
     return True
 
 
-@_cached(
+@cached(
     "float32(int64, uint8[:, ::1], float32[:, ::1], int64, int64, float32[::1], int64, int64,"
     " int64, int64, uint8[:, ::1], int64, float32[:, ::1], int64, int64, float64[::1],"
     " float64[::1])"
@@ -527,7 +510,7 @@ def transform(
     return np.float32(REFUSED) if worst == np.float32(np.inf) else worst
 
 
-@_inlined
+@inlined
 def _weighted_errors(errors: _Floats, counts: _Doubles, unit: Any) -> Any:
     """The sum of ``clip_search``'s terms, whole numbers; adds them up in any order."""
     rounding = np.float64(2.0**52)
@@ -540,7 +523,7 @@ def _weighted_errors(errors: _Floats, counts: _Doubles, unit: Any) -> Any:
     return total
 
 
-@_inlined
+@inlined
 def _search_group(
     kind: int,
     w: NDArray[np.float32],
@@ -575,7 +558,7 @@ def _search_group(
     return chosen
 
 
-@_cached()
+@cached()
 def clip_search(
     kind_in: int,
     codes_in: _Bytes,
@@ -642,7 +625,7 @@ def clip_search(
     return True
 
 
-@_inlined
+@inlined
 def _hold_int8(w: _Floats, decoded: _Floats, scale: Any, slack: Any) -> Any:
     """The bits of the largest error, in float64, divided by ``Int8Format.bound``."""
     step = np.float64(scale)
@@ -656,7 +639,7 @@ def _hold_int8(w: _Floats, decoded: _Floats, scale: Any, slack: Any) -> Any:
     return largest
 
 
-@_inlined
+@inlined
 def _hold_float8(w: _Floats, decoded: _Floats, scale: Any, slack: Any, grid: Any) -> Any:
     """The same with ``Float8Format.bound``, whose constants ``grid`` holds."""
     divisor, least, most, top = grid
@@ -672,7 +655,7 @@ def _hold_float8(w: _Floats, decoded: _Floats, scale: Any, slack: Any, grid: Any
     return largest
 
 
-@_inlined
+@inlined
 def _hold_group(kind: int, w: _Floats, decoded: _Floats, scale: Any, slack: Any) -> Any:
     if kind == INT8:
         return _hold_int8(w, decoded, scale, slack)
@@ -681,13 +664,13 @@ def _hold_group(kind: int, w: _Floats, decoded: _Floats, scale: Any, slack: Any)
     return _hold_float8(w, decoded, scale, slack, (9.0, 2.0**-17, 4096.0, 57344.0))
 
 
-@_inlined
+@inlined
 def _subtract(w: _Floats, decoded: _Floats) -> None:
     for j in range(len(w)):
         decoded[j] = decoded[j] - w[j]
 
 
-@_inlined
+@inlined
 def _prove_row(
     kind: int, w: _Floats, codes: _Bytes, scales: _Floats, width: int, slack: Any, scratch: Any
 ) -> Any:
@@ -712,7 +695,7 @@ def _prove_row(
     return held, worst, fine
 
 
-@_cached()
+@cached()
 def prove(
     kind_in: int,
     codes_in: _Bytes,
@@ -776,7 +759,7 @@ def prove(
     return np.int64(held).view(np.float64), worst
 
 
-@_cached("void(float32[:, ::1], float64[::1])")
+@cached("void(float32[:, ::1], float64[::1])")
 def squares(block: _Floats, sums: _Doubles) -> None:
     """``error.sums_of_squares``: of each row of a block, in ``sums``."""
     lanes = np.zeros(_LANES)
@@ -786,7 +769,7 @@ def squares(block: _Floats, sums: _Doubles) -> None:
         sums[i] = _folded(lanes, block.shape[1])
 
 
-@_inlined
+@inlined
 def _raise_each(w: _Floats, largest: NDArray[np.int32]) -> None:
     for j in range(len(w)):
         bits = _magnitude(w[j])
@@ -794,7 +777,7 @@ def _raise_each(w: _Floats, largest: NDArray[np.int32]) -> None:
             largest[j] = bits
 
 
-@_cached()
+@cached()
 def column_absmax(
     kind: int, codes: _Bytes, scales: _Floats, height: int, width: int, out: _Floats
 ) -> bool:

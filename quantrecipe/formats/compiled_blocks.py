@@ -4,37 +4,23 @@ They take float32 numbers, run after run ``[runs, width]``, and leave errors in 
 ``compiled`` everything is float32 as written: no contraction to fused multiply-add, and codes and
 errors have the plain path's bits.
 
-Nothing is shared with ``compiled``: numba's disk cache notices a change of the file that a function
-is in, and of no other. The levels of nf4, which are taken from its file, never change.
+No compiled function is shared with ``compiled``: numba's disk cache notices a change of the file
+that a function is in, and of no other. The levels of nf4, which are taken from its file, never
+change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from quantrecipe.formats.compiling import cached, inlined
 from quantrecipe.formats.nf4 import BETWEEN, LEVELS
 
 _Floats = NDArray[np.float32]
 _Bytes = NDArray[np.uint8]
-_Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-_inlined: Final[_Compile] = numba.njit(nogil=True, error_model="numpy")
-
-
-def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled once a machine, or in every process where there is no folder to cache in."""
-    try:
-        kept: _Compile = numba.njit(nogil=True, error_model="numpy", cache=True)
-        return kept(function)
-    except RuntimeError as no_folder:
-        if "cannot cache" not in str(no_folder):
-            raise
-        return _inlined(function)
 
 
 _INFINITY: Final = np.int32(0x7F800000)
@@ -42,23 +28,23 @@ _BETWEEN: Final = np.array(BETWEEN, np.float32)
 _LEVELS: Final = np.array(LEVELS, np.float32)
 
 
-@_inlined
+@inlined
 def _bits(number: Any) -> Any:
     return np.float32(number).view(np.int32)
 
 
-@_inlined
+@inlined
 def _number(bits: Any) -> Any:
     return np.int32(bits).view(np.float32)
 
 
-@_inlined
+@inlined
 def _magnitude(number: Any) -> Any:
     """The bits of a float32 without its sign: in the order of magnitudes, then infinity, NaNs."""
     return np.int32(np.float32(number).view(np.int32) & np.int32(0x7FFFFFFF))
 
 
-@_inlined
+@inlined
 def _ordered(number: Any) -> Any:
     """The bits of a float32 in the order of numbers, and back again."""
     bits = np.int32(number)
@@ -69,7 +55,7 @@ def _ordered(number: Any) -> Any:
 # be unrolled before it is vectorized, and stay scalar.
 
 
-@_cached
+@cached()
 def absmax(w: _Floats, maxima: _Floats) -> bool:
     """The largest magnitude of each run; false if one is no number."""
     most = np.int32(0)
@@ -82,7 +68,7 @@ def absmax(w: _Floats, maxima: _Floats) -> bool:
     return bool(most < _INFINITY)
 
 
-@_cached
+@cached()
 def extremes(w: _Floats, low: _Floats, high: _Floats) -> bool:
     """The smallest and the largest number of each run and 0; false if one is no number."""
     bottom, top = np.int32(0), np.int32(0)
@@ -96,7 +82,7 @@ def extremes(w: _Floats, low: _Floats, high: _Floats) -> bool:
     return bool(_ordered(_INFINITY | np.int32(-0x80000000)) < bottom and top < _INFINITY)
 
 
-@_inlined
+@inlined
 def _float_code(ratio: Any, mantissa: int, bias: int, top: Any) -> Any:
     """The code of the nearest number of a small float type, ties to even, and that number.
 
@@ -116,14 +102,14 @@ def _float_code(ratio: Any, mantissa: int, bias: int, top: Any) -> Any:
     return code, _number(_bits(shifted - _number(step)) | sign), sign
 
 
-@_inlined
+@inlined
 def _in_scales(largest: Any, scale: Any) -> Any:
     """An error's bits divided by a scale, as bits: in the order of magnitudes, NaNs last."""
     divisor = abs(scale)
     return _bits(_number(largest) / (divisor if divisor != np.float32(0) else np.float32(1)))
 
 
-@_cached
+@cached()
 def encode_nvfp4(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.int32:
     """Quotients by ``by``; codes are 0 where that is 0."""
     worst = np.int32(0)
@@ -145,7 +131,7 @@ def encode_nvfp4(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.
     return worst
 
 
-@_cached
+@cached()
 def encode_mxfp4(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.int32:
     """Products with ``by``."""
     worst = np.int32(0)
@@ -161,7 +147,7 @@ def encode_mxfp4(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.
     return worst
 
 
-@_cached
+@cached()
 def encode_mxfp8(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.int32:
     """Products with ``by``."""
     worst = np.int32(0)
@@ -177,7 +163,7 @@ def encode_mxfp8(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.
     return worst
 
 
-@_cached
+@cached()
 def encode_nf4(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.int32:
     """Products with ``by``."""
     worst = np.int32(0)
@@ -198,7 +184,7 @@ def encode_nf4(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.in
     return worst
 
 
-@_cached
+@cached()
 def encode_int4(
     w: _Floats, by: _Floats, scales: _Floats, zeros: _Floats, least: Any, codes: _Bytes
 ) -> np.int32:
@@ -218,7 +204,7 @@ def encode_int4(
     return worst
 
 
-@_cached
+@cached()
 def encode_llm_int8(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.int32:
     """Products with ``by``."""
     shifter, top = np.float32(1.5 * 2.0**23), np.float32(127)

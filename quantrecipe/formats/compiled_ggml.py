@@ -10,17 +10,15 @@ function is in, and of no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from quantrecipe.formats.compiling import cached, inlined
+
 _Floats = NDArray[np.float32]
 _Bytes = NDArray[np.uint8]
-_Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
-_inlined: Final[_Compile] = numba.njit(nogil=True, error_model="numpy")
 
 # Sub-blocks worked on at a time: their numbers stay in L1.
 _LANES: Final = 128
@@ -33,28 +31,17 @@ _SMALLEST_HALF: Final = np.float32(2.0**-24)
 _LARGEST_HALF: Final = np.float32(65504.0)
 
 
-def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled once a machine, or in every process where there is no folder to cache in."""
-    try:
-        kept: _Compile = numba.njit(nogil=True, error_model="numpy", cache=True)
-        return kept(function)
-    except RuntimeError as no_folder:
-        if "cannot cache" not in str(no_folder):
-            raise
-        return _inlined(function)
-
-
-@_inlined
+@inlined
 def _bits(number: Any) -> Any:
     return np.float32(number).view(np.int32)
 
 
-@_inlined
+@inlined
 def _number(bits: Any) -> Any:
     return np.int32(bits).view(np.float32)
 
 
-@_inlined
+@inlined
 def _half_bits(number: Any) -> Any:
     """The float16 nearest to a float32, ties to even, as its bits; the float32 is in its range."""
     bits = _bits(number)
@@ -69,7 +56,7 @@ def _half_bits(number: Any) -> Any:
     return sign | np.int32(rounded - np.int32(0x1C000))
 
 
-@_inlined
+@inlined
 def _half_number(bits: Any) -> Any:
     """What the bits of a float16 stand for; exact, infinities and NaNs too."""
     sign = np.int32(np.int32(bits) & np.int32(0x8000)) << np.int32(16)
@@ -79,7 +66,7 @@ def _half_number(bits: Any) -> Any:
     return _number(_bits(_number(magnitude) * np.float32(2.0**112)) | sign)
 
 
-@_inlined
+@inlined
 def _put_half(number: Any, record: _Bytes, place: int) -> Any:
     """Store a float16 in a record; what it stands for."""
     bits = _half_bits(number)
@@ -88,12 +75,12 @@ def _put_half(number: Any, record: _Bytes, place: int) -> Any:
     return _half_number(bits)
 
 
-@_inlined
+@inlined
 def _get_half(record: _Bytes, place: int) -> Any:
     return _half_number(np.int32(record[place]) | np.int32(record[place + 1]) << np.int32(8))
 
 
-@_inlined
+@inlined
 def _positive_half(number: Any) -> Any:
     """``ggml_k.positive_half``."""
     if not number > np.float32(0):
@@ -101,21 +88,21 @@ def _positive_half(number: Any) -> Any:
     return max(_half_number(_half_bits(min(number, _LARGEST_HALF))), _SMALLEST_HALF)
 
 
-@_inlined
+@inlined
 def _reciprocal(number: Any) -> Any:
     """0 where there is none that float32 holds."""
     inverse = np.float32(1) / number
     return inverse if abs(inverse) < np.float32(np.inf) else np.float32(0)
 
 
-@_inlined
+@inlined
 def _clamped_rint(number: Any, low: Any, high: Any) -> Any:
     """Ties to even."""
     shifter = np.float32(1.5 * 2.0**23)
     return (min(max(number, low), high) + shifter) - shifter
 
 
-@_cached
+@cached()
 def encode_q8_0(weight: _Floats, records: _Bytes) -> None:
     """``Q8_0.encode`` of numbers that are a whole number of records."""
     shifter = np.float32(2.0**23)
@@ -141,7 +128,7 @@ def encode_q8_0(weight: _Floats, records: _Bytes) -> None:
             codes[i] = np.uint8(np.int32(min(max(signed, np.int32(-128)), np.int32(127))))
 
 
-@_cached
+@cached()
 def decode_q8_0(records: _Bytes, weight: _Floats) -> None:
     """``Q8_0.decode``."""
     for block in range(len(weight) // 32):
@@ -153,7 +140,7 @@ def decode_q8_0(records: _Bytes, weight: _Floats) -> None:
             w[i] = np.float32(np.int8(codes[i])) * d
 
 
-@_cached
+@cached()
 def encode_q4_0(weight: _Floats, records: _Bytes) -> None:
     """``Q4_0.encode``."""
     codes = np.empty(32, np.uint8)
@@ -180,7 +167,7 @@ def encode_q4_0(weight: _Floats, records: _Bytes) -> None:
             packed[i] = codes[i] | np.uint8(codes[16 + i] << np.uint8(4))
 
 
-@_cached
+@cached()
 def decode_q4_0(records: _Bytes, weight: _Floats) -> None:
     """``Q4_0.decode``."""
     for block in range(len(weight) // 32):
@@ -193,7 +180,7 @@ def decode_q4_0(records: _Bytes, weight: _Floats) -> None:
             high[i] = np.float32(np.int32(packed[i] >> np.uint8(4)) - np.int32(8)) * d
 
 
-@_inlined
+@inlined
 def _transposed(w: _Floats, lanes: int, size: int, out: _Floats) -> None:
     """``size`` numbers of each sub-block, one sub-block a column of ``out``."""
     for j in range(lanes):
@@ -202,7 +189,7 @@ def _transposed(w: _Floats, lanes: int, size: int, out: _Floats) -> None:
             out[i, j] = numbers[i]
 
 
-@_inlined
+@inlined
 def _q4_k_sums(y: _Floats, offset: _Floats, inverse: _Floats, lanes: int, sums: _Floats) -> None:
     """Codes for ``(y - offset) * inverse``: sums of codes, of squares, of products with ``y``."""
     for j in range(lanes):
@@ -219,7 +206,7 @@ def _q4_k_sums(y: _Floats, offset: _Floats, inverse: _Floats, lanes: int, sums: 
             products[j] += row[j] * code
 
 
-@_inlined
+@inlined
 def _q4_k_fit(
     step: _Floats, offset: _Floats, depth: _Floats, total: _Floats, lanes: int, sums: _Floats
 ) -> None:
@@ -238,14 +225,14 @@ def _q4_k_fit(
         offset[j] = new_offset if det > zero else offset[j]
 
 
-@_inlined
+@inlined
 def _q4_k_error(step: Any, offset: Any, a: Any, b: Any, p: Any, total: Any) -> Any:
     """The sum of squared errors, less that of ``y``."""
     two, count = np.float32(2), np.float32(32)
     return step * (step * b + two * (offset * a - p)) + offset * (count * offset - two * total)
 
 
-@_inlined
+@inlined
 def _q4_k_start(x: _Floats, lanes: int, y: _Floats, lane: _Floats) -> None:
     """``y``, and in ``lane``: depth, total, span."""
     depth, total, span = lane[0], lane[1], lane[2]
@@ -267,7 +254,7 @@ def _q4_k_start(x: _Floats, lanes: int, y: _Floats, lane: _Floats) -> None:
             total[j] += shifted[j]
 
 
-@_inlined
+@inlined
 def _q4_k_search(y: _Floats, lanes: int, lane: _Floats, sums: _Floats) -> None:
     """The best of several steps and minima of each sub-block, into ``lane``'s rows 3 and 4."""
     depth, total, span, best_step, best_minimum = lane[0], lane[1], lane[2], lane[3], lane[4]
@@ -295,7 +282,7 @@ def _q4_k_search(y: _Floats, lanes: int, lane: _Floats, sums: _Floats) -> None:
             best_minimum[j] = depth[j] - offset[j] if better else best_minimum[j]
 
 
-@_inlined
+@inlined
 def _q4_k_refine(
     y: _Floats, lanes: int, lane: _Floats, sums: _Floats, d: _Floats, dmin: _Floats
 ) -> None:
@@ -333,7 +320,7 @@ def _q4_k_refine(
             minimum[j] = m if better else minimum[j]
 
 
-@_inlined
+@inlined
 def _q4_k_pack(w: _Floats, scale: _Floats, minimum: _Floats, record: _Bytes, codes: _Bytes) -> None:
     """A record: the codes nearest to the numbers for the scales and minima as stored."""
     d, dmin = _get_half(record, 0), _get_half(record, 2)
@@ -357,7 +344,7 @@ def _q4_k_pack(w: _Floats, scale: _Floats, minimum: _Floats, record: _Bytes, cod
                 pairs[i] = codes[i] | np.uint8(codes[32 + i] << np.uint8(4))
 
 
-@_cached
+@cached()
 def encode_q4_k(weight: _Floats, records: _Bytes) -> None:
     """``Q4K.encode``."""
     x, y = np.empty((32, _LANES), np.float32), np.empty((32, _LANES), np.float32)
@@ -391,7 +378,7 @@ def encode_q4_k(weight: _Floats, records: _Bytes) -> None:
             )
 
 
-@_cached
+@cached()
 def decode_q4_k(records: _Bytes, weight: _Floats) -> None:
     """``Q4K.decode``."""
     for block in range(len(weight) // 256):
@@ -412,7 +399,7 @@ def decode_q4_k(records: _Bytes, weight: _Floats) -> None:
                 w[i] = step * np.float32((pairs[i] >> shift) & np.uint8(15)) - offset
 
 
-@_inlined
+@inlined
 def _q6_k_errors(x: _Floats, step: _Floats, inverse: _Floats, lanes: int, error: _Floats) -> None:
     for j in range(lanes):
         error[j] = np.float32(0)
@@ -424,7 +411,7 @@ def _q6_k_errors(x: _Floats, step: _Floats, inverse: _Floats, lanes: int, error:
             error[j] += off * off
 
 
-@_inlined
+@inlined
 def _q6_k_start(x: _Floats, lanes: int, lane: _Floats) -> None:
     """In ``lane``: the largest magnitude of each sub-block, and the sign of its scale."""
     largest, sign, low = lane[0], lane[1], lane[2]
@@ -442,7 +429,7 @@ def _q6_k_start(x: _Floats, lanes: int, lane: _Floats) -> None:
         largest[j] = largest[j] if positive else -low[j]
 
 
-@_inlined
+@inlined
 def _q6_k_search(x: _Floats, lanes: int, lane: _Floats, d: _Floats) -> None:
     """Row 3 of ``lane`` becomes the signed 8-bit scale of each sub-block."""
     largest, sign, scale, middle = lane[0], lane[1], lane[3], lane[4]
@@ -466,7 +453,7 @@ def _q6_k_search(x: _Floats, lanes: int, lane: _Floats, d: _Floats) -> None:
             scale[j] = k if better else scale[j]
 
 
-@_inlined
+@inlined
 def _q6_k_pack(w: _Floats, scale: _Floats, d: Any, record: _Bytes, codes: _Bytes) -> None:
     for j in range(16):
         record[192 + j] = np.uint8(np.int32(scale[j]) & np.int32(255))
@@ -496,7 +483,7 @@ def _q6_k_pack(w: _Floats, scale: _Floats, d: Any, record: _Bytes, codes: _Bytes
             )
 
 
-@_cached
+@cached()
 def encode_q6_k(weight: _Floats, records: _Bytes) -> None:
     """``Q6K.encode``."""
     x, lane = np.empty((16, _LANES), np.float32), np.empty((9, _LANES), np.float32)
@@ -521,7 +508,7 @@ def encode_q6_k(weight: _Floats, records: _Bytes) -> None:
             _q6_k_pack(numbers, lane[3, 16 * n : 16 * n + 16], d[n], record, codes)
 
 
-@_cached
+@cached()
 def decode_q6_k(records: _Bytes, weight: _Floats) -> None:
     """``Q6K.decode``."""
     codes = np.empty(256, np.int8)
