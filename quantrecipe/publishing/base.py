@@ -33,10 +33,12 @@ class OpenedBase:
     Attributes:
         base: what is said of it.
         root: its root, at the commit.
+        commit: the one that was looked at.
     """
 
     base: Base
     root: Location
+    commit: str
 
     def licenses(self) -> Mapping[str, bytes]:
         """The licence and notice files at its root, by name.
@@ -110,7 +112,7 @@ def open_base(address: HubAddress, *, converted: bool) -> OpenedBase:
         gated=gated,
         gate={key: value for key, value in card.items() if key.startswith("extra_gated_")},
     )
-    return OpenedBase(base, opened.root)
+    return OpenedBase(base, opened.root, commit)
 
 
 def _card_of(file: Location, place: str) -> dict[str, Any]:

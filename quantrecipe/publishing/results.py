@@ -86,9 +86,7 @@ def _foreign(path: Path, evaluated: Evaluated, lock: Lock) -> Iterator[Problem]:
         )
 
 
-def _variant(
-    path: Path, evaluated: Evaluated, variant: str | None, problems: list[Problem]
-) -> str:
+def _variant(path: Path, evaluated: Evaluated, variant: str | None, problems: list[Problem]) -> str:
     there = list(dict.fromkeys(each.variant for each in evaluated.comparisons))
     if variant is None and len(there) == 1:
         return there[0]

@@ -3,7 +3,7 @@
 """Loads the networks of this folder, quantized as they are, and runs those that read text.
 
     python usage.py                                   # load every part, say what it takes
-    python usage.py "a text" "another text"           # a language model goes on, an encoder compares
+    python usage.py "a text" "another text"           # a language model goes on, others compare
     python usage.py --model my_package:MyModel        # a class of yours, where none is named below
 
 ``load_part("model")`` gives a network to any program. Needs torch, safetensors and the library that
@@ -125,7 +125,9 @@ def read(part: str, model: nn.Module, texts: list[str], tokens: int) -> None:
             written = model.generate(**given, max_new_tokens=tokens)  # type: ignore[operator]
             print(f"  {tokenizer.decode(written[0], skip_special_tokens=True)!r}")
         return
-    vectors = torch.cat([_vector(model, tokenizer(t, return_tensors="pt").to(device)) for t in texts])
+    vectors = torch.cat(
+        [_vector(model, tokenizer(t, return_tensors="pt").to(device)) for t in texts]
+    )
     for text, row in zip(texts, vectors @ vectors.t(), strict=True):
         print(f"  {' '.join(f'{value:6.3f}' for value in row.tolist())}  {text!r}")
 

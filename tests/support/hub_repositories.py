@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import yaml
 
 Json = dict[str, Any]
 
@@ -172,3 +175,13 @@ def blobs_of(files: Mapping[str, bytes] | Path) -> dict[str, Blob | None]:
         else files
     )
     return {path: Blob(one, path.endswith(LFS_SUFFIXES)) for path, one in contents.items()}
+
+
+def card_data(files: Files) -> Json | None:
+    """The front matter of a model card, as the Hub reads it."""
+    if "README.md" not in files:
+        return None
+    blob = files["README.md"]
+    found = re.match(r"---\n(.*?)\n---\n", blob.read(0, blob.size).decode(), re.DOTALL)
+    values: Json | None = None if found is None else yaml.safe_load(found[1])
+    return values
