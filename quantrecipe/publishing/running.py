@@ -15,11 +15,11 @@ from quantrecipe.publishing.facts import Needed, Usage
 from quantrecipe.publishing.scripts import (
     Component,
     Network,
-    Renamed,
     models_script,
     pipeline_script,
 )
 from quantrecipe.schema.lock import Lock
+from quantrecipe.schema.names import NameMapping
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.quantization_config import CONFIG_NAME
 from quantrecipe.schema.registry import NAMES, named_names
@@ -126,7 +126,11 @@ def _components(
         config = configs[part]
         if library not in _LIBRARIES:
             return {}
-        found[name] = Component(part, library, kind, None if config is None else config.path)
+        found[name] = (
+            Component(part, kind, f"{name}/{CONFIG_NAME}", "dependencies", library)
+            if config is None
+            else Component(part, kind, config.path, library=library)
+        )
     return found
 
 
@@ -171,7 +175,7 @@ def _of_models(lock: Lock, configs: Mapping[str, _Config | None]) -> Usage:
     return Usage(script, (*_ALWAYS, *packages), command, summary)
 
 
-def renamed(lock: Lock, classes: Iterable[str]) -> Renamed:
+def renamed(lock: Lock, classes: Iterable[str]) -> tuple[NameMapping, ...]:
     """What classes call modules of a checkpoint that have other names there.
 
     By the known names whose ``classes`` have one of them; nothing, where no module goes by another
@@ -184,5 +188,5 @@ def renamed(lock: Lock, classes: Iterable[str]) -> Renamed:
             continue
         entries = [each for each in document.names if len(each.sources) == 1]
         if any(new_names(module.name, entries) for module in lock.modules):
-            return tuple((each.sources[0], each.targets) for each in entries)
+            return tuple(entries)
     return ()

@@ -95,7 +95,7 @@ class HubRepository:
         commits: by SHA, oldest first.
         refs: branches and tags to SHAs.
         private: is not there for whoever has no token.
-        gated: its files need a token that is in ``granted``.
+        gated: its files need a token that is in ``granted``; a text says how it is granted.
         granted: tokens of those who accepted the terms.
     """
 
@@ -103,7 +103,7 @@ class HubRepository:
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     private: bool = False
-    gated: bool = False
+    gated: bool | str = False
     granted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:

@@ -374,7 +374,7 @@ class _Hub(_Handler):
                 "modelId": repo,
                 "sha": commit.sha,
                 "private": repository.private,
-                "gated": "manual" if repository.gated else False,
+                "gated": "manual" if repository.gated is True else repository.gated,
                 "disabled": False,
                 "tags": [],
                 "downloads": 0,
@@ -388,7 +388,7 @@ class _Hub(_Handler):
         repository = self.writable(repo)
         given = self.sent()
         if "gated" in given:
-            repository.gated = bool(given["gated"])
+            repository.gated = given["gated"]
             repository.granted |= {self.token} if self.token else set()
         if "visibility" in given:
             repository.private = given["visibility"] == "private"
