@@ -88,7 +88,8 @@ def test_nothing_a_user_had_is_replaced(hub: HubServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "card", [None, "# no front matter\n", "---\nlicense: [mit, apache-2.0]\n---\n"],
+    "card",
+    [None, "# no front matter\n", "---\nlicense: [mit, apache-2.0]\n---\n"],
     ids=["no card", "no licence", "several"],
 )
 def test_a_missing_licence_stops_it(hub: HubServer, tmp_path: Path, card: str | None) -> None:
@@ -204,7 +205,9 @@ def test_what_smooths_can_go_along(hub: HubServer, tmp_path: Path) -> None:
     from tests.converter.making import save_statistics, weight_spec
 
     statistics = save_statistics(
-        tmp_path / "statistics.safetensors", "model", {"a": torch.ones(2, 12), "b": torch.ones(2, 8)}
+        tmp_path / "statistics.safetensors",
+        "model",
+        {"a": torch.ones(2, 12), "b": torch.ones(2, 8)},
     )
     smoothing = {
         "kind": "smoothquant",

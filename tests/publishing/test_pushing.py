@@ -124,8 +124,14 @@ def test_it_is_closed_before_anything_is_in_it(hub: HubServer, tmp_path: Path) -
     assert repository.gated == "manual"
     writing = [seen.path for seen in hub.requests if seen.method in ("POST", "PUT")]
     made, closed = "/api/repos/create", f"/api/models/{REPO}/settings"
-    assert writing.index(made) < writing.index(closed) < writing.index(f"/api/models/{REPO}/commit/main")
-    assert writing.index(closed) < writing.index(next(path for path in writing if "/blobs/" in path))
+    assert (
+        writing.index(made)
+        < writing.index(closed)
+        < writing.index(f"/api/models/{REPO}/commit/main")
+    )
+    assert writing.index(closed) < writing.index(
+        next(path for path in writing if "/blobs/" in path)
+    )
 
 
 def test_what_comes_of_a_gated_model_is_asked_about(hub: HubServer, tmp_path: Path) -> None:
@@ -157,7 +163,9 @@ def test_options_of_a_push_need_one(tmp_path: Path) -> None:
     assert run(tmp_path, "--push", "no-owner").exit_code == 2
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_the_hub_has_what_is_here_whatever_was_there(
     hub: HubServer, tmp_path: Path, data: st.DataObject
@@ -169,7 +177,7 @@ def test_the_hub_has_what_is_here_whatever_was_there(
     run(out, "--push", REPO)
     names = sorted(set(here(out)) - {"recipe.lock.json"})
     changed = data.draw(st.sets(st.sampled_from(names), max_size=3))
-    hub.commit(REPO, {name: b"changed" for name in changed} | {"other.bin": b"kept"})
+    hub.commit(REPO, dict.fromkeys(changed, b"changed") | {"other.bin": b"kept"})
     hub.forget()
     result = run(out, "--push", REPO)
     assert result.exit_code == 0, result.output
