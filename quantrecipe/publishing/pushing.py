@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeVar
 
@@ -159,7 +160,7 @@ def push(
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for path, size in planned.sent.items():
         added = CommitOperationAdd(path, folder / path)
-        _try(lambda one=added: hub.preupload_lfs_files(repo, [one], free_memory=False), place, repo)
+        _try(partial(hub.preupload_lfs_files, repo, [added], free_memory=False), place, repo)
         notice(f"{path}, {size:,} bytes")
         operations.append(added)
     operations += [CommitOperationDelete(path) for path in planned.deleted]

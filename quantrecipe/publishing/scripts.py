@@ -38,6 +38,21 @@ class Component:
     library: str = "diffusers"
 
 
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network that a library has a class for.
+
+    Attributes:
+        library: ``diffusers`` or ``transformers``.
+        class_name: its class.
+        config: the folder of its ``config.json``, below the published one.
+    """
+
+    library: str
+    class_name: str
+    config: str
+
+
 def download_script(needed: Needed) -> bytes:
     """The text of ``download_deps.py``, which fetches what is needed besides."""
     sizes: dict[Value, Value] = dict(sorted(needed.files.items()))
@@ -51,7 +66,11 @@ def download_script(needed: Needed) -> bytes:
 
 
 def pipeline_script(
-    pipeline: str, components: Mapping[str, Component], names: Sequence[NameMapping] = ()
+    pipeline: str,
+    components: Mapping[str, Component],
+    names: Sequence[NameMapping] = (),
+    *,
+    standalone: bool = True,
 ) -> bytes:
     """The text of ``usage.py``, which makes an image with a pipeline of diffusers.
 
@@ -60,6 +79,7 @@ def pipeline_script(
         components: those that the checkpoint holds, by the names that the pipeline has for them.
         names: what those call modules that are stored under other names: each of one module, which
             may be cut into several.
+        standalone: whether ``safetensors_loader.py`` can load the checkpoint.
     """
     described: dict[Value, Value] = {
         name: {
@@ -71,16 +91,49 @@ def pipeline_script(
         }
         for name, each in components.items()
     }
+    values: dict[str, Value] = {
+        "PIPELINE": pipeline,
+        "COMPONENTS: dict[str, Component]": described,
+        **_loading(names, standalone),
+    }
+    return filled(_template("usage_pipeline.py"), "pipeline", values).encode()
+
+
+def models_script(
+    networks: Mapping[str, Network | None],
+    names: Sequence[NameMapping] = (),
+    *,
+    standalone: bool = True,
+) -> bytes:
+    """The text of ``usage.py``, which loads the networks of a checkpoint, each by itself.
+
+    Args:
+        networks: by the names of the parts; ``None``: no class is known.
+        names: as in ``pipeline_script``.
+        standalone: likewise.
+    """
+    parts: dict[Value, Value] = {
+        part: None
+        if each is None
+        else {"library": each.library, "class_name": each.class_name, "config": each.config}
+        for part, each in networks.items()
+    }
+    values: dict[str, Value] = {
+        "PARTS: dict[str, Model | None]": parts,
+        **_loading(names, standalone),
+    }
+    return filled(_template("usage_models.py"), "networks", values).encode()
+
+
+def _loading(names: Sequence[NameMapping], standalone: bool) -> dict[str, Value]:
     stored: list[Value] = []
     for mapping in names:
         (source,) = mapping.sources
         stored.append((source, tuple(mapping.targets)))
-    values: dict[str, Value] = {
-        "PIPELINE": pipeline,
-        "COMPONENTS: dict[str, Component]": described,
+    return {
         "NAMES: tuple[tuple[str, tuple[str, ...]], ...]": tuple(stored),
+        "NEEDS_QUANTRECIPE": not standalone,
     }
-    return filled(_template("usage_pipeline.py"), "pipeline", values).encode()
 
 
 def _template(name: str) -> str:

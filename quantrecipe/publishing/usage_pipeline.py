@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import diffusers
-import safetensors_loader
 import torch
 from download_deps import FetchError, fetch
 from torch import Tensor, nn
@@ -43,12 +42,14 @@ class Component(TypedDict):
     config_from: Literal["here", "dependencies"]  # ... below this folder, or what is fetched
 
 
-# What the pipeline is, by the names that it has for its components; and stored names of modules
-# that those call otherwise, see safetensors_loader.load.
+# What the pipeline is, by the names that it has for its components; stored names of modules that
+# those call otherwise, see safetensors_loader.load; and whether only the package quantrecipe can
+# compute with what is stored.
 # <pipeline>
 PIPELINE = ""
 COMPONENTS: dict[str, Component] = {}
 NAMES: tuple[tuple[str, tuple[str, ...]], ...] = ()
+NEEDS_QUANTRECIPE = False
 # </pipeline>
 
 HERE = Path(__file__).resolve().parent
@@ -101,10 +102,11 @@ def load(
         else:
             model = kind(kind.config_class.from_dict(config))
     part = component["part"]
-    if fast:
+    if fast or NEEDS_QUANTRECIPE:
         fast_loader()(model, HERE, part=part, device=device, dtype=dtype)
     else:
-        safetensors_loader.load(model, HERE, part=part, device=device, dtype=dtype, names=NAMES)
+        loader = import_module("safetensors_loader")
+        loader.load(model, HERE, part=part, device=device, dtype=dtype, names=NAMES)
     return model.eval()
 
 
@@ -115,7 +117,8 @@ def fast_loader() -> Callable[..., object]:
     try:
         found: Callable[..., object] = import_module("quantrecipe.loaders").load_model
     except ModuleNotFoundError as error:
-        raise UsageError(f"--fast: install quantrecipe, or leave it out ({error})") from error
+        hint = "" if NEEDS_QUANTRECIPE else ", or leave --fast out"
+        raise UsageError(f"install quantrecipe{hint} ({error})") from error
     return found
 
 
