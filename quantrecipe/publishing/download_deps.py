@@ -57,8 +57,11 @@ def fetch(folder: Path | None = None) -> Path:
         FetchError: the Hub does not give them, or there is no room for them.
     """
     lacking = missing(folder)
-    if folder is not None and not lacking:
-        return folder
+    if folder is not None:
+        if not lacking:
+            return folder
+        for path in lacking:  # not whole, if it is there
+            (folder / path).unlink(missing_ok=True)
     check_room(folder or Path(constants.HF_HUB_CACHE), sum(lacking.values()))
     try:
         found = snapshot_download(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,6 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
 from quantrecipe.converter import convert
 from quantrecipe.loaders import load_model
@@ -29,7 +37,7 @@ from tests.support.hub_server import HubServer
 pytestmark = pytest.mark.xdist_group("diffusers")
 
 DRIVER = Path(__file__).with_name("using_script.py")
-REPO = "base/ideogram"
+REPO, GATED = "base/ideogram", "base/gated"
 PARTS = {"conditional": "transformer", "unconditional": "unconditional_transformer"}
 FILE = "diffusion_pytorch_model.safetensors"
 CLASS = "Ideogram4Transformer2DModel"
@@ -53,14 +61,15 @@ class World:
     """What was converted, published, and run.
 
     Attributes:
-        pipeline: the original one.
+        base: the folder that the original pipeline was saved into.
+        pipeline: that one.
         outs: converted folders, with their programs, by the names of ``TARGETS``.
         outcomes: of the runs, by their names; ``images`` likewise.
     """
 
+    base: Path
     pipeline: Any
     outs: dict[str, Path]
-    needed: Needed
     outcomes: dict[str, Outcome]
     images: dict[str, Path]
 
@@ -84,7 +93,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         commit = server.add(REPO, files)
         needed = Needed(REPO, commit, False, sizes)
         outs = {name: published(folder, name, needed) for name in TARGETS}
-        world = World(pipeline, outs, needed, {}, {})
+        outs["gated"] = folder / "gated"
+        shutil.copytree(outs["folders"], outs["gated"])
+        gated = Needed(GATED, server.add(GATED, files, gated=True), True, sizes)
+        (outs["gated"] / "download_deps.py").write_bytes(download_script(gated))
+        world = World(base, pipeline, outs, {}, {})
         run_all(world, folder, server)
         yield world
 
@@ -123,7 +136,8 @@ def run_all(world: World, folder: Path, server: HubServer) -> None:
             "arguments": ["--device", "cpu", "--dtype", "float32", *arguments],
         }
 
-    for out in world.outs:
+    add("gated", "gated")
+    for out in TARGETS:
         add(out, out)
         add(f"{out}, offloaded", out, "--offload", "--time")
     add("other prompt", "folders", prompt="dogs")
@@ -136,7 +150,7 @@ def run_all(world: World, folder: Path, server: HubServer) -> None:
     listed.write_text(json.dumps([*jobs.values()]))
     result = subprocess.run(
         [sys.executable, "-I", str(DRIVER), str(listed)],
-        env=environment(server, folder / "hf-home"),
+        env=os.environ | environment(server, folder / "hf-home"),
         capture_output=True,
         text=True,
         timeout=300,
@@ -157,8 +171,6 @@ def apart(world: World, one: str, other: str) -> int:
 
 
 def test_the_image_is_that_of_the_loaded_model(world: World, tmp_path: Path) -> None:
-    import torch
-
     path = tmp_path / "expected.png"
     world.images["expected"] = path
     for part, name in PARTS.items():
@@ -203,9 +215,81 @@ def test_what_is_asked_for_is_seen_in_the_image(world: World) -> None:
     assert world.outcomes["folders"]["stdout"] == f"{world.images['folders']}\n"
 
 
-def test_the_other_kernels_are_asked_for_and_not_there(world: World) -> None:
-    ended = world.outcomes["fast"]["ended"]
-    assert ended is not None
-    assert ended.startswith("error: --fast: install quantrecipe")
-    ended = world.outcomes["fast, renamed"]["ended"]
-    assert ended == "error: --fast does not rename modules, and this checkpoint needs that"
+def test_what_is_not_there_is_said_in_a_line(world: World) -> None:
+    ended = {name: outcome["ended"] for name, outcome in world.outcomes.items()}
+    assert ended["fast"] is not None
+    assert ended["fast"].startswith("error: --fast: install quantrecipe")
+    said = "error: --fast does not rename modules, and this checkpoint needs that"
+    assert ended["fast, renamed"] == said
+    assert ended["gated"] is not None
+    assert ended["gated"].startswith(f"error: {GATED} is gated: accept its terms at http://127.")
+    assert not world.images["gated"].exists()
+
+
+@pytest.fixture
+def program(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A published program in this process, where the package is."""
+    monkeypatch.syspath_prepend(str(world.outs["folders"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of the libraries
+        yield importlib.import_module("usage")
+    for name in ("usage", "download_deps", "safetensors_loader"):
+        sys.modules.pop(name, None)
+
+
+def test_the_other_kernels_give_the_same_image(
+    world: World, program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.images["by kernels"] = path = tmp_path / "by kernels.png"
+    more = ["--out", str(path), "--fast", "--device", "cpu", "--dtype", "float32"]
+    arguments = ["usage.py", "a cat", *CALL, *more, "--deps", str(world.base)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    program.main()
+    assert apart(world, "folders", "by kernels") <= 1
+
+
+def test_what_a_pipeline_does_not_know_is_refused(
+    program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pipeline:
+        def __call__(self, prompt: str, num_inference_steps: int) -> None: ...
+
+    monkeypatch.setattr(sys, "argv", ["usage.py", "a cat", "--steps", "3"])
+    given = program.arguments(Pipeline(), program.parse(), None)
+    assert given.keys() == {"num_inference_steps", "generator"}
+    monkeypatch.setattr(sys, "argv", ["usage.py", "a cat", "--guidance", "3", "--height", "8"])
+    with pytest.raises(program.UsageError, match=r"Pipeline has no guidance_scale, height$"):
+        program.arguments(Pipeline(), program.parse(), None)
+
+
+def test_parameters_take_no_memory_and_buffers_are_made(program: Any) -> None:
+    register = nn.Module.register_parameter
+    with program.parameters_on_meta():
+        model: Any = nn.Sequential(nn.Linear(1 << 20, 8, bias=False), nn.BatchNorm1d(8))
+        model.tied = nn.Linear(1 << 20, 8, bias=False)
+        model.tied.weight = model[0].weight
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert torch.equal(model[1].running_var, torch.ones(8))
+    assert model.tied.weight is model[0].weight
+    assert nn.Module.register_parameter is register
+
+
+@given(st.lists(st.floats(0, 9), min_size=1, max_size=60), st.integers(1, 200))
+def test_a_schedule_is_stretched_evenly(schedule: list[float], steps: int) -> None:
+    resampled = published_function("resampled")
+    assert resampled(schedule, len(schedule)) == schedule
+    places = list(range(len(schedule)))
+    found = resampled(places, steps)
+    assert len(found) == steps
+    assert found == sorted(found)
+    # Each value has its share, but for less than a step.
+    assert all(abs(found.count(place) - steps / len(places)) <= 1 for place in places)
+
+
+def published_function(name: str) -> Any:
+    """A function of the program, without what that imports."""
+    tree = ast.parse(pipeline_script("", {}))
+    found = next(one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == name)
+    namespace: dict[str, Any] = {}
+    exec(f"from __future__ import annotations\n{ast.unparse(found)}", namespace)
+    return namespace[name]

@@ -15,6 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypedDict
 
+NOT_NEEDED = ("accelerate", "peft", "torchao", "bitsandbytes", "scipy", "sklearn")
+"""What diffusers and transformers import if it is there; it takes seconds, and shall not matter."""
+
 
 class Job(TypedDict):
     """One call of one program: ``usage`` or ``download_deps``, in a folder, with its arguments."""
@@ -74,7 +77,7 @@ def run(job: Job) -> Outcome:
 def main() -> None:
     """Run every job."""
     sys.meta_path.insert(0, _NotInstalled())
-    for name in ("accelerate", "peft"):  # diffusers does without; peft needs accelerate
+    for name in NOT_NEEDED:
         sys.modules[name] = None  # type: ignore[assignment]
     sys.path.insert(0, "")
     path = Path(sys.argv[1])
