@@ -55,7 +55,7 @@ def run(job: Job) -> Outcome:
     """Run it, as its command line would."""
     program = program_of(job)
     entered: list[str | None] = []
-    if job["program"] == "usage":
+    if hasattr(program, "Stages"):
         enter = program.Stages.enter
 
         def spy(stages: Any, stage: str | None) -> None:
