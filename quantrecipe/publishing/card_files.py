@@ -16,7 +16,6 @@ from quantrecipe.publishing.markdown import (
     shell,
     table,
 )
-from quantrecipe.schema.address import HubAddress
 from quantrecipe.schema.lock import LOCK_NAME, RECIPE_NAME, Lock
 
 
@@ -76,17 +75,14 @@ def provenance(facts: Facts) -> list[Markdown]:
         table(("what", "which"), rows),
         Markdown("The source:"),
         long_table("source files", ("file", "part", "bytes", "SHA-256"), sources, "llrl"),
-        *_commands(facts),
+        *_commands(lock),
     ]
 
 
-def _commands(facts: Facts) -> list[Markdown]:
-    lock = facts.lock
+def _commands(lock: Lock) -> list[Markdown]:
     source, about = "SOURCE", f"; {code('SOURCE')} is the folder of the files above"
     if lock.repository is not None:
-        source, about = str(HubAddress(lock.repository.repo, lock.repository.commit)), ""
-    elif facts.base is not None and facts.base.commit is not None:
-        source, about = str(HubAddress(facts.base.repo, facts.base.commit)), ""
+        source, about = str(lock.repository.address), ""
     said = f"In this folder, the first command checks every byte, the second converts again{about}."
     statistics = _statistics(lock)
     if statistics:

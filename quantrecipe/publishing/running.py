@@ -120,8 +120,9 @@ def _components(
 ) -> dict[str, Component]:
     """The components of a pipeline that parts of the checkpoint are; none, if one part is not."""
     found: dict[str, Component] = {}
+    root = PurePosixPath("." if lock.repository is None else lock.repository.folder or ".")
     for part, location in lock.recipe.source.parts.items():
-        name = location.strip("/")
+        name = str(root / location)
         if name not in pipeline.components:
             return {}
         library, kind = pipeline.components[name]

@@ -18,15 +18,17 @@ from quantrecipe.evaluate.reporting.timed import Row, Timed
 from quantrecipe.evaluate.scores.comparing import compare
 from quantrecipe.evaluate.scores.reading import read_scores
 from quantrecipe.publishing.facts import Base, Facts, License, Needed, Result, Usage
+from quantrecipe.schema.address import HubAddress
 from quantrecipe.schema.evaluated import JudgedRecipe
 from quantrecipe.schema.evaluation import Evaluation
-from quantrecipe.schema.lock import Lock
+from quantrecipe.schema.lock import Lock, SourceRepository
 from quantrecipe.schema.validation import load_lock
 from tests.converter.making import numbers, recipe, save, save_statistics
 
 Json = dict[str, Any]
 COMMIT = "1" * 40
 LICENSE = License("other", "some-terms", "LICENSE.md")
+READ_FROM = SourceRepository.of(HubAddress("owner/base", "v1", "small"), COMMIT)
 BASE = Base(
     repo="owner/base",
     commit=COMMIT,
@@ -179,4 +181,5 @@ TIMED = Timed(
 
 def facts_of(lock: Lock, folder: Path, **changes: Any) -> Facts:
     """What there may be of a checkpoint, without results."""
-    return replace(Facts(lock, folder, BASE, LICENSE, USAGE, timed=TIMED), **changes)
+    read = lock.model_copy(update={"repository": READ_FROM})
+    return replace(Facts(read, folder, BASE, LICENSE, USAGE, timed=TIMED), **changes)

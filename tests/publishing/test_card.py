@@ -187,7 +187,7 @@ def test_files_and_digests_are_those_of_the_lock(cases: Mapping[str, Facts], cas
         assert word in origin
     for file in lock.source:
         assert (file.sha256 or file.header_sha256) in origin
-    assert f"convert --recipe recipe.json hf://owner/base@{BASE.commit} --out again" in origin
+    assert f"convert --recipe recipe.json hf://owner/base@{BASE.commit}/small --out again" in origin
 
 
 def test_errors_are_those_of_the_lock(cases: Mapping[str, Facts]) -> None:

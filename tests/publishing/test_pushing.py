@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from quantrecipe.checkpoint.hub.errors import HubError
 from quantrecipe.schema.problems import InvalidInput
+from tests.converter.making import Json
 from tests.publishing.making import BASE, base_files, converted, run
 from tests.support.hub_client import hub as hub
 from tests.support.hub_server import TOKEN, Fault, HubServer
@@ -18,7 +19,7 @@ from tests.support.hub_server import TOKEN, Fault, HubServer
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 REPO = "somebody/quantized"
-SHARDS = {"target_fields": {"max_shard_size": "100B"}}
+SHARDS: Json = {"target_fields": {"max_shard_size": "100B"}}
 
 
 def here(folder: Path) -> dict[str, bytes]:
