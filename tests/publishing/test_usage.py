@@ -6,7 +6,6 @@ import ast
 import importlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -24,15 +23,15 @@ from torch import nn
 
 from quantrecipe.converter import convert
 from quantrecipe.loaders import load_model
-from quantrecipe.publishing.facts import Needed
-from quantrecipe.publishing.scripts import Component, download_script, pipeline_script
-from quantrecipe.schema.registry import resolve_names
+from quantrecipe.publishing.scripts import pipeline_script
 from tests.converter.making import Json, parsed, recipe
-from tests.loaders.converted import TOKEN, library
+from tests.loaders.converted import TOKEN as EACH_TOKEN
+from tests.loaders.converted import library
+from tests.publishing.making import run
 from tests.publishing.pipelines import ideogram
 from tests.publishing.using_script import Job, Outcome
-from tests.support.hub_client import environment
-from tests.support.hub_server import HubServer
+from tests.support.hub_client import environment, serving
+from tests.support.hub_server import TOKEN, HubServer
 
 pytestmark = pytest.mark.xdist_group("diffusers")
 
@@ -87,39 +86,27 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for path in base.rglob("*")
         if path.is_file()
     }
-    weights = {f"{name}/{FILE}" for name in PARTS.values()}
-    sizes = {path: len(content) for path, content in files.items() if path not in weights}
-    with HubServer() as server:
-        commit = server.add(REPO, files)
-        needed = Needed(REPO, commit, False, sizes)
-        outs = {name: published(folder, name, needed) for name in TARGETS}
-        outs["gated"] = folder / "gated"
-        shutil.copytree(outs["folders"], outs["gated"])
-        gated = Needed(GATED, server.add(GATED, files, gated=True), True, sizes)
-        (outs["gated"] / "download_deps.py").write_bytes(download_script(gated))
+    files["README.md"] = b"---\nlicense: apache-2.0\n---\n"
+    with pytest.MonkeyPatch.context() as patch, serving(folder / "hf", patch) as server:
+        server.add(REPO, files)
+        server.add(GATED, files, gated=True, granted={TOKEN})
+        outs = {name: published(folder / name, REPO, target) for name, target in TARGETS.items()}
+        outs["gated"] = published(folder / "gated", GATED, TARGETS["folders"])
+        server.repositories[GATED].granted.clear()
         world = World(base, pipeline, outs, {}, {})
         run_all(world, folder, server)
         yield world
 
 
-def published(folder: Path, name: str, needed: Needed) -> Path:
-    """Convert both branches, and put the programs beside them."""
-    document = recipe(target_fields={**TARGETS[name], "emit_loader": True})
+def published(out: Path, repo: str, target: Json) -> Path:
+    """Convert both branches, and publish them."""
+    document = recipe(target_fields=target)
     document["source"] = {"layout": "plain", "parts": PARTS}
-    document["schemes"]["all"]["activation"] = TOKEN
+    document["schemes"]["all"]["activation"] = EACH_TOKEN
     document["rules"] = [{"modules": ["layers.*.{attention,feed_forward}.**"], "scheme": "all"}]
-    out = convert(parsed(document), folder / "base", folder / name).out
-    split = name == "one file"
-    components = {
-        component: Component(
-            part, CLASS, f"{component}/config.json", "dependencies" if split else "here"
-        )
-        for part, component in PARTS.items()
-    }
-    names = resolve_names("ideogram4-diffusers") if split else ()
-    script = pipeline_script("Ideogram4Pipeline", components, names)
-    (out / "usage.py").write_bytes(script)
-    (out / "download_deps.py").write_bytes(download_script(needed))
+    convert(parsed(document), f"hf://{repo}", out)
+    result = run(out)
+    assert result.exit_code == 0, result.output
     return out
 
 

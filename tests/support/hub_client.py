@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,19 @@ from tests.support.hub_server import TOKEN, HubServer
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hub, which this process talks to with a token; whoever waits for it does not wait long."""
+    with serving(tmp_path / "hf-home", monkeypatch) as server:
+        yield server
+
+
+@contextmanager
+def serving(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """What ``hub`` is, while the ``with`` block runs; its cache is in ``home``."""
     # Only tests that ask for it wait for these imports.
     import huggingface_hub
     from huggingface_hub import constants
 
     from quantrecipe.checkpoint.hub import client
 
-    home = tmp_path / "hf-home"
     with HubServer() as server:
         for name, value in {
             "ENDPOINT": server.url,
