@@ -83,7 +83,7 @@ def assemble(
     pipeline = getattr(diffusers, PIPELINE).from_pretrained(
         folder, **quantized, dtype=dtype, low_cpu_mem_usage=find_spec("accelerate") is not None
     )
-    return pipeline.to(place)
+    return pipeline if offload else pipeline.to(device)
 
 
 def load(
@@ -251,7 +251,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("prompt")
     add("--out", type=Path, default=Path("image.png"), help="the image (default: image.png)")
-    add("--device", type=torch.device, default=best_device(), help="cuda, mps or cpu")
+    add("--device", type=device_of, default=best_device(), help="cuda, mps or cpu")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     add("--height", type=int, help="pixels")
     add("--width", type=int, help="pixels")
@@ -264,6 +264,14 @@ def parse() -> argparse.Namespace:
     add("--deps", type=Path, metavar="DIR", help="folder for what is fetched (default: the cache)")
     add("--time", action="store_true", help="print what was measured, as JSON")
     return parser.parse_args()
+
+
+def device_of(name: str) -> torch.device:
+    """A device of this machine."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(str(error).splitlines()[0]) from error
 
 
 def best_device() -> torch.device:
