@@ -25,22 +25,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from _ideogram4_repository import (
-    FP8,
-    PARTS,
-    SMALL_TEXT,
-    TOY,
-    WEIGHTS,
-    Sizes,
-    publish,
-    write_repository,
-)
+from _ideogram4_loading import LOADERS
+from _ideogram4_repository import SMALL_TEXT, TOY, Sizes, publish, write_repository
 from _measure import machine, note, require_disk
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from quantrecipe.converter import convert
-from quantrecipe.loaders import load_model, open_checkpoint
+from quantrecipe.loaders import open_checkpoint
 from quantrecipe.schema.registry import recipe_text
 from quantrecipe.schema.validation import parse_recipe
 
@@ -49,8 +40,6 @@ LAYERS: Final = 34
 PROMPT: Final = "a red bicycle that leans on a yellow wall"
 BYTES_PER_LAYER: Final = 2 * 2.2 * 264_582_000
 """Of a layer, in FP8 and in INT8 with half of ``w2`` in bfloat16, in both branches."""
-
-Load = Callable[..., nn.Module]
 
 
 def main() -> None:
@@ -172,60 +161,6 @@ def published(work: Path) -> Any:
     return import_module("usage")
 
 
-# Other ways of loading a branch, in place of ``usage.load``.
-
-
-def in_bfloat16(
-    component: Any, folder: Path, device: torch.device, dtype: torch.dtype, fast: bool
-) -> nn.Module:
-    """Weights multiplied out."""
-    model, path = empty(component, folder)
-    state: dict[str, Tensor] = {}
-    with safe_open(path, "pt", device=str(device)) as file:
-        for name in file.keys():  # noqa: SIM118 - it has no iterator
-            tensor = file.get_tensor(name)
-            if tensor.dtype == FP8:
-                tensor = tensor.float() * file.get_tensor(f"{name}_scale")[:, None]
-            if not name.endswith("_scale"):
-                state[name] = tensor.to(dtype)
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.to(device).eval()
-
-
-def in_fp8(
-    component: Any, folder: Path, device: torch.device, dtype: torch.dtype, fast: bool
-) -> nn.Module:
-    """Codes and scales of the source, as ``load_model`` computes with them."""
-    model, path = empty(component, folder)
-    load_model(model, path, layout="fp8-scaled", device=device, dtype=dtype)
-    # The pipeline casts inputs to the dtype of the first weight, and here that is one of codes.
-    kind = type(model)
-    model.__class__ = type(kind.__name__, (kind,), {"dtype": dtype})
-    return model.eval()
-
-
-def cast_by_layer(
-    component: Any, folder: Path, device: torch.device, dtype: torch.dtype, fast: bool
-) -> nn.Module:
-    """Weights rounded to FP8 without scales, which diffusers casts back before each layer."""
-    model: Any = in_bfloat16(component, folder, device, dtype, fast)
-    model.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=dtype)
-    return model  # type: ignore[no-any-return]
-
-
-def empty(component: Any, folder: Path) -> tuple[nn.Module, Path]:
-    """A branch without weights, and the file that has them."""
-    import diffusers
-
-    config = json.loads((folder / component["config"]).read_text("utf-8"))
-    with import_module("usage").parameters_on_meta():
-        model = getattr(diffusers, component["class_name"]).from_config(config)
-    return model, folder / PARTS[component["part"]] / WEIGHTS
-
-
-# What the machine could do at best.
-
-
 def limits(options: argparse.Namespace, sizes: Sizes) -> dict[str, float]:
     """Operations of a step, those of them in INT8, and how fast large products are, a second."""
     import diffusers
@@ -259,12 +194,10 @@ def limits(options: argparse.Namespace, sizes: Sizes) -> dict[str, float]:
 def seconds(work: Callable[[], Tensor], times: int = 20) -> float:
     """Of one call, the median of several."""
     found = []
-    wait = torch.cuda.synchronize if work().is_cuda else lambda: None
     for _ in range(times):
-        wait()
         began = time.perf_counter()
-        work()
-        wait()
+        if work().is_cuda:
+            torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
     return statistics.median(found)
 
@@ -291,11 +224,6 @@ def report(found: dict[str, Any], limit: dict[str, float]) -> None:
 
 
 ROLES: Final = {"prepare": prepare, "limits": limits}
-LOADERS: Final[dict[str, Load]] = {
-    "bfloat16": in_bfloat16,
-    "fp8": in_fp8,
-    "layerwise": cast_by_layer,
-}
 RUNS: Final[dict[str, tuple[str | None, list[str]]]] = {
     "bf16": ("bfloat16", []),
     "fp8, load_model": ("fp8", []),
