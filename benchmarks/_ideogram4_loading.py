@@ -18,7 +18,7 @@ from quantrecipe.loaders import load_model
 
 
 def in_bfloat16(
-    component: Any, folder: Path, device: torch.device, dtype: torch.dtype, fast: bool
+    component: Any, folder: Path, device: torch.device, dtype: torch.dtype, loader: None
 ) -> nn.Module:
     """Weights multiplied out."""
     model, path = empty(component, folder)
@@ -35,7 +35,7 @@ def in_bfloat16(
 
 
 def in_fp8(
-    component: Any, folder: Path, device: torch.device, dtype: torch.dtype, fast: bool
+    component: Any, folder: Path, device: torch.device, dtype: torch.dtype, loader: None
 ) -> nn.Module:
     """Codes and scales of the source, as ``load_model`` computes with them."""
     model, path = empty(component, folder)
@@ -47,10 +47,10 @@ def in_fp8(
 
 
 def cast_by_layer(
-    component: Any, folder: Path, device: torch.device, dtype: torch.dtype, fast: bool
+    component: Any, folder: Path, device: torch.device, dtype: torch.dtype, loader: None
 ) -> nn.Module:
     """Weights rounded to FP8 without scales, which diffusers casts back before each layer."""
-    model: Any = in_bfloat16(component, folder, device, dtype, fast)
+    model: Any = in_bfloat16(component, folder, device, dtype, loader)
     model.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=dtype)
     return model  # type: ignore[no-any-return]
 

@@ -205,6 +205,9 @@ def run_all(world: World, folder: Path, server: HubServer) -> None:
     add("other seed", "folders", "--seed", "1")
     add("constant", "folders", "--guidance", "7")
     add("bfloat16", "folders", "--dtype", "bfloat16", "--deps", str(folder / "deps"))
+    add("crooked", "folders", "--height", "30")
+    add("nowhere", "folders", "--out", str(folder / "no" / "image.png"))
+    add("no such device", "folders", "--device", "cuda:99")
     add("fast", "folders", "--fast")
     add("fast, renamed", "one file", "--fast")
     listed = folder / "jobs.json"
@@ -284,6 +287,9 @@ def test_what_is_not_there_is_said_in_a_line(world: World) -> None:
     assert ended["fast"].startswith("error: --fast: install quantrecipe")
     said = "error: --fast does not rename modules, and this checkpoint needs that"
     assert ended["fast, renamed"] == said
+    assert ended["crooked"] is not None
+    assert ended["crooked"].startswith("error: `height` (30) and `width` (32) must both be")
+    assert ended["nowhere"] == ended["no such device"] == "2"  # the command line's own refusals
     assert ended["gated"] is not None
     assert ended["gated"].startswith(f"error: {GATED} is gated: accept its terms at http://127.")
     assert not world.images["gated"].exists()
@@ -318,11 +324,11 @@ def test_what_a_pipeline_does_not_know_is_refused(
         def __call__(self, prompt: str, num_inference_steps: int) -> None: ...
 
     monkeypatch.setattr(sys, "argv", ["usage.py", "a cat", "--steps", "3"])
-    given = program.arguments(Pipeline(), program.parse(), None)
+    given = program.arguments(Pipeline, program.parse())
     assert given.keys() == {"num_inference_steps", "generator"}
     monkeypatch.setattr(sys, "argv", ["usage.py", "a cat", "--guidance", "3", "--height", "8"])
     with pytest.raises(program.UsageError, match=r"Pipeline has no guidance_scale, height$"):
-        program.arguments(Pipeline(), program.parse(), None)
+        program.arguments(Pipeline, program.parse())
 
 
 def test_weights_are_on_the_device_in_their_stage_only(program: Any) -> None:
@@ -351,6 +357,8 @@ def test_weights_are_on_the_device_in_their_stage_only(program: Any) -> None:
             there = {n: {t.dtype == torch.float64 for t in each} for n, each in tensors.items()}
             assert all(len(each) == 1 for each in there.values())
             self.seen.append({n for n, each in there.items() if each == {True}})
+
+        def __call__(self) -> None: ...
 
         encode_prompt = look
 
