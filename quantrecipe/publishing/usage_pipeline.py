@@ -76,19 +76,24 @@ def assemble(
         fast: use the kernels of the package quantrecipe.
         dependencies: a folder for what is fetched; None: the Hub's cache.
     """
+    loader = fast_loader() if fast or NEEDS_QUANTRECIPE else None
     folder = fetch(dependencies)
     place = torch.device("cpu") if offload else device
     quantized = {
-        name: load(component, folder, place, dtype, fast) for name, component in COMPONENTS.items()
+        name: load(each, folder, place, dtype, loader) for name, each in COMPONENTS.items()
     }
     pipeline = getattr(diffusers, PIPELINE).from_pretrained(
         folder, **quantized, dtype=dtype, low_cpu_mem_usage=find_spec("accelerate") is not None
     )
-    return pipeline.to(place)
+    return pipeline if offload else pipeline.to(device)
 
 
 def load(
-    component: Component, dependencies: Path, device: torch.device, dtype: torch.dtype, fast: bool
+    component: Component,
+    dependencies: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    loader: Callable[..., object] | None,
 ) -> nn.Module:
     """A quantized component; each of its tensors is read once, straight to the device."""
     root = HERE if component["config_from"] == "here" else dependencies
@@ -102,11 +107,11 @@ def load(
         else:
             model = kind(kind.config_class.from_dict(config))
     part = component["part"]
-    if fast or NEEDS_QUANTRECIPE:
-        fast_loader()(model, HERE, part=part, device=device, dtype=dtype)
+    if loader is not None:
+        loader(model, HERE, part=part, device=device, dtype=dtype)
     else:
-        loader = import_module("safetensors_loader")
-        loader.load(model, HERE, part=part, device=device, dtype=dtype, names=NAMES)
+        beside = import_module("safetensors_loader")
+        beside.load(model, HERE, part=part, device=device, dtype=dtype, names=NAMES)
     return model.eval()
 
 
@@ -142,6 +147,8 @@ def parameters_on_meta() -> Iterator[None]:
 class Stages:
     """Encoding the prompt, denoising, decoding: how long they take, and what they compute with.
 
+    Encoding and decoding begin with what has to be moved for them; a step does not.
+
     Args:
         pipeline: what is watched from now on.
         device: where it computes.
@@ -165,8 +172,10 @@ class Stages:
             if offload:
                 tensors = [*module.parameters(), *module.buffers()]
                 self.homes.setdefault(stage, []).extend((each, each.data) for each in tensors)
+        kind = type(pipeline)
+        called_back = "callback_on_step_end" in inspect.signature(kind.__call__).parameters
+        self.callbacks = {"callback_on_step_end": self.after_step} if called_back else {}
         if offload:  # the pipeline would look where its components are
-            kind = type(pipeline)
             pipeline.__class__ = type(kind.__name__, (kind,), {"_execution_device": device})
         # Pipelines call parts of encoders and of the VAE, which hooks on modules do not notice.
         pipeline.encode_prompt = self.timed("encode", pipeline.encode_prompt)
@@ -217,9 +226,9 @@ def stage_of(component: str) -> Stage:
     return "decode" if "vae" in component else "denoise"
 
 
-def arguments(pipeline: Any, options: argparse.Namespace, stages: Stages) -> dict[str, Any]:
+def arguments(pipeline: type, options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, as the pipeline calls it; the rest is left to its defaults."""
-    accepted = inspect.signature(type(pipeline).__call__).parameters
+    accepted = inspect.signature(pipeline.__call__).parameters
     asked = {
         "height": options.height,
         "width": options.width,
@@ -237,8 +246,6 @@ def arguments(pipeline: Any, options: argparse.Namespace, stages: Stages) -> dic
         elif options.steps is not None:
             schedule = accepted["guidance_schedule"].default
             given["guidance_schedule"] = resampled(schedule, options.steps)
-    if "callback_on_step_end" in accepted:
-        given["callback_on_step_end"] = stages.after_step
     # Made on the CPU: the same noise for every device.
     return {**given, "generator": torch.Generator().manual_seed(options.seed)}
 
@@ -254,7 +261,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("prompt")
     add("--out", type=Path, default=Path("image.png"), help="the image (default: image.png)")
-    add("--device", type=torch.device, default=best_device(), help="cuda, mps or cpu")
+    add("--device", type=device_of, default=best_device(), help="cuda, mps or cpu")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     add("--height", type=int, help="pixels")
     add("--width", type=int, help="pixels")
@@ -266,7 +273,18 @@ def parse() -> argparse.Namespace:
     add("--fast", action="store_true", help="use the GPU kernels of the package quantrecipe")
     add("--deps", type=Path, metavar="DIR", help="folder for what is fetched (default: the cache)")
     add("--time", action="store_true", help="print what was measured, as JSON")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not options.out.absolute().parent.is_dir():
+        parser.error(f"--out: there is no folder {options.out.parent}")
+    return options
+
+
+def device_of(name: str) -> torch.device:
+    """A device of this machine."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(str(error).splitlines()[0]) from error
 
 
 def best_device() -> torch.device:
@@ -279,6 +297,7 @@ def best_device() -> torch.device:
 def generate(options: argparse.Namespace) -> dict[str, Any]:
     """Make the image; what was measured, in seconds and bytes."""
     began = time.perf_counter()
+    given = arguments(getattr(diffusers, PIPELINE), options)
     pipeline = assemble(
         options.device,
         getattr(torch, options.dtype),
@@ -287,9 +306,8 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
         dependencies=options.deps,
     )
     stages = Stages(pipeline, options.device, options.offload)
-    given = arguments(pipeline, options, stages)
     loaded = stages.now()
-    result = pipeline(options.prompt, **given)
+    result = pipeline(options.prompt, **given, **stages.callbacks)
     done = stages.now()
     stages.enter(None)
     result.images[0].save(options.out)
@@ -309,7 +327,7 @@ def main() -> None:
     options = parse()
     try:
         measured = generate(options)
-    except (UsageError, FetchError) as error:
+    except (UsageError, FetchError, ValueError) as error:  # pipelines refuse with the last
         sys.exit(f"error: {error}")
     print(json.dumps(measured) if options.time else options.out)
 

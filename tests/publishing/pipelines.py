@@ -1,7 +1,8 @@
-"""A small Ideogram 4 with all that belongs to it, as a repository of the Hub."""
+"""Small pipelines with all that belongs to them: Ideogram 4, and one of another build, Z-Image."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 TEMPLATE = (
-    "{% for message in messages %}<user>{{ message['content'][0]['text'] }}{% endfor %}<assistant>"
+    "{% for message in messages %}{% set said = message['content'] %}"
+    "<user>{{ said if said is string else said[0]['text'] }}{% endfor %}<assistant>"
 )
 HIDDEN, LAYERS = 16, 36
 
@@ -86,22 +88,67 @@ def vae(diffusers: Any) -> Any:
     )
 
 
-@torch.no_grad()
 def ideogram(folder: Path, diffusers: Any) -> Any:
     """The pipeline, saved into a folder, in float32."""
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        pipeline = diffusers.Ideogram4Pipeline(
+    return _saved(
+        folder,
+        lambda: diffusers.Ideogram4Pipeline(
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
             vae=vae(diffusers),
             text_encoder=text_encoder(),
             tokenizer=tokenizer(),
             transformer=branch(diffusers),
             unconditional_transformer=branch(diffusers),
-        )
-        for module in (pipeline.transformer, pipeline.unconditional_transformer, pipeline.vae):
-            _spread(module)
+        ),
+    )
+
+
+def z_image(folder: Path, diffusers: Any) -> Any:
+    """The other pipeline, likewise: one denoiser, and an encoder that is called as a whole."""
+    import transformers
+
+    sizes = {"vocab_size": 128, "hidden_size": HIDDEN, "intermediate_size": 16, "head_dim": 8}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return _saved(
+        folder,
+        lambda: diffusers.ZImagePipeline(
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+            vae=diffusers.AutoencoderKL(
+                block_out_channels=(8, 8),
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+                latent_channels=4,
+                norm_num_groups=2,
+                scaling_factor=1.0,
+                shift_factor=0.0,
+            ),
+            text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**sizes, **heads)),
+            tokenizer=tokenizer(),
+            transformer=diffusers.ZImageTransformer2DModel(
+                in_channels=4,
+                dim=32,
+                n_layers=2,
+                n_refiner_layers=1,
+                n_heads=2,
+                n_kv_heads=2,
+                cap_feat_dim=HIDDEN,
+                axes_dims=[4, 4, 8],
+                axes_lens=[64, 32, 32],
+            ),
+        ),
+    )
+
+
+@torch.no_grad()
+def _saved(folder: Path, make: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        pipeline = make()
+        for name, module in pipeline.components.items():
+            if isinstance(module, nn.Module) and name != "text_encoder":
+                _spread(module)
     pipeline.save_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
@@ -110,5 +157,5 @@ def _spread(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             parameter.normal_(std=parameter[0].numel() ** -0.5)
-        elif name.endswith("bias"):
+        elif name.endswith(("bias", "pad_token")):
             parameter.normal_(std=0.1)
