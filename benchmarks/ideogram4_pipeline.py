@@ -56,6 +56,7 @@ def main() -> None:
     add("--max-tokens", type=int, default=256, help="of text, padded")
     add("--only", nargs="*", default=[*RUNS], metavar="RUN", help=f"of: {', '.join(RUNS)}")
     add("--json", type=Path, help="file for all figures")
+    add("--with", dest="more", nargs="*", default=[], help=argparse.SUPPRESS)
     add("--role", choices=(*ROLES, *LOADERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = TOY if options.toy else Sizes(layers=options.layers)
@@ -66,7 +67,7 @@ def main() -> None:
     elif options.role:
         usage = published(options.work)
         usage.load = LOADERS[options.role]
-        sys.argv = ["usage.py", *arguments(options)]
+        sys.argv = ["usage.py", *arguments(options), *flags(options.more)]
         usage.main()
     else:
         measure(options, sizes)
@@ -88,7 +89,8 @@ def measure(options: argparse.Namespace, sizes: Sizes) -> None:
         for name in options.only:
             role, more = RUNS[name]
             try:
-                found[name] = output_of([*mine, role] if role else [*usage, *more])
+                own = [*mine, role, "--with", *more] if role else [*usage, *flags(more)]
+                found[name] = output_of(own)
             except subprocess.CalledProcessError as error:
                 note(f"{name}: exit status {error.returncode}")  # the others are worth having
             else:
@@ -114,6 +116,11 @@ def arguments(options: argparse.Namespace) -> list[str]:
     image = ["--height", size, "--width", size, "--max-tokens", str(options.max_tokens)]
     how = ["--steps", str(options.steps), "--device", device_of(options).type, "--time"]
     return [PROMPT, *files, *image, *how]
+
+
+def flags(names: list[str]) -> list[str]:
+    """Options of ``usage.py`` that have no value."""
+    return [f"--{name}" for name in names]
 
 
 def side_of(options: argparse.Namespace) -> int:
@@ -226,13 +233,19 @@ def report(found: dict[str, Any], limit: dict[str, float]) -> None:
 ROLES: Final = {"prepare": prepare, "limits": limits}
 RUNS: Final[dict[str, tuple[str | None, list[str]]]] = {
     "bf16": ("bfloat16", []),
+    "bf16, compiled": ("bfloat16", ["compile"]),
     "fp8, load_model": ("fp8", []),
+    "fp8, load_model, compiled": ("fp8", ["compile"]),
     "fp8, layerwise casting": ("layerwise", []),
     "int8": (None, []),
-    "int8, --fast": (None, ["--fast"]),
-    "int8, --offload": (None, ["--offload"]),
-    "int8, --fast --offload": (None, ["--fast", "--offload"]),
+    "int8, compiled": (None, ["compile"]),
+    "int8, --fast": (None, ["fast"]),
+    "int8, --fast, compiled": (None, ["fast", "compile"]),
+    "int8, --offload": (None, ["offload"]),
+    "int8, --fast --offload": (None, ["fast", "offload"]),
+    "int8, --fast --offload, compiled": (None, ["fast", "offload", "compile"]),
 }
+"""By name, who loads the branches (``None``: ``usage.py``), and its options."""
 
 if __name__ == "__main__":
     main()

@@ -65,6 +65,7 @@ def assemble(
     *,
     offload: bool = False,
     fast: bool = False,
+    compiled: bool = False,
     dependencies: Path | None = None,
 ) -> Any:
     """The pipeline. Of its quantized components, unquantized weights are never read.
@@ -74,6 +75,7 @@ def assemble(
         dtype: of all numbers that are not quantized.
         offload: leave it on the CPU, for ``Stages`` to move.
         fast: use the kernels of the package quantrecipe.
+        compiled: have torch compile the blocks of quantized components, when they first run.
         dependencies: a folder for what is fetched; None: the Hub's cache.
     """
     loader = fast_loader() if fast or NEEDS_QUANTRECIPE else None
@@ -85,6 +87,9 @@ def assemble(
     pipeline = getattr(diffusers, PIPELINE).from_pretrained(
         folder, **quantized, dtype=dtype, low_cpu_mem_usage=find_spec("accelerate") is not None
     )
+    if compiled:
+        for model in quantized.values():
+            compile_blocks(model)
     return pipeline if offload else pipeline.to(device)
 
 
@@ -125,6 +130,14 @@ def fast_loader() -> Callable[..., object]:
         hint = "" if NEEDS_QUANTRECIPE else ", or leave --fast out"
         raise UsageError(f"install quantrecipe{hint} ({error})") from error
     return found
+
+
+def compile_blocks(model: Any) -> None:
+    """Compile each kind of block once, or the whole where nothing says what its blocks are."""
+    if getattr(model, "_repeated_blocks", None):
+        model.compile_repeated_blocks()
+    else:
+        model.compile()
 
 
 @contextmanager
@@ -271,6 +284,7 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--offload", action="store_true", help="only what is needed at a time is on the device")
     add("--fast", action="store_true", help="use the GPU kernels of the package quantrecipe")
+    add("--compile", action="store_true", help="slow to start, and faster then")
     add("--deps", type=Path, metavar="DIR", help="folder for what is fetched (default: the cache)")
     add("--time", action="store_true", help="print what was measured, as JSON")
     options = parser.parse_args()
@@ -303,6 +317,7 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
         getattr(torch, options.dtype),
         offload=options.offload,
         fast=options.fast,
+        compiled=options.compile,
         dependencies=options.deps,
     )
     stages = Stages(pipeline, options.device, options.offload)
