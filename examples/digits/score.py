@@ -13,8 +13,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -41,38 +41,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, score, and write when all is done."""
     given = parse(arguments)
     prompts = PROMPTS[:: given.every]
-    references: dict[int, list[Step]] = {}
     legible: list[Scored] = []
     close: list[Scored] = []
     speeds = []
+    references: list[list[Step]] = []
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for folder in (given.plain, *given.converted):
-            plain, variant, seconds = folder is given.plain, folder.name, 0.0
-            branches = (
-                Branches.load(partial(load_branch, weights=folder), threads)
-                if plain
-                else ablation.load(folder, threads)
-            )
-            for seed in range(given.seeds):
-                began = time.perf_counter()
-                taken = trajectory(branches, prompts, seed=seed)
-                seconds += time.perf_counter() - began
+            plain, variant = folder is given.plain, folder.name
+            branches = load(folder, threads, plain=plain)
+            began = time.perf_counter()
+            runs = [trajectory(branches, prompts, seed=seed) for seed in range(given.seeds)]
+            seconds = time.perf_counter() - began
+            for seed, taken in enumerate(runs):
                 images = drawn(taken)
                 save(images, prompts, seed, IMAGES / variant)
                 found = legibility(images, prompts)
                 legible += scores("legibility", found, prompts, seed, variant)
-                if plain:
-                    references[seed] = taken
-                else:
+                if not plain:
                     found = velocity_sqnr(branches, references[seed], prompts)
                     close += scores("velocity-sqnr", found, prompts, seed, variant)
-            speed = {"images_per_second": round(given.seeds * len(prompts) / seconds, 1)}
-            speeds.append({"checkpoint": variant, "megabytes": megabytes(folder)} | speed)
-            print(variant, *(f"{key} {value}" for key, value in speed.items()), flush=True)
-    for file, found_lines in (("legibility.jsonl", legible), ("velocity-sqnr.jsonl", close)):
-        text = "".join(f"{score.line()}\n" for score in found_lines)
-        Path(file).write_text(text, encoding="utf-8")
-    Path("speeds.json").write_text(json.dumps(speeds, indent=2) + "\n", encoding="utf-8")
+            references = references or runs
+            speed = round(given.seeds * len(prompts) / seconds, 1)
+            row = {"megabytes": megabytes(folder), "images_per_second": speed}
+            speeds.append({"checkpoint": variant, **row})
+            print(f"{variant}: {speed} images a second", flush=True)
+    write("legibility.jsonl", (score.line() for score in legible))
+    write("velocity-sqnr.jsonl", (score.line() for score in close))
+    write("speeds.json", [json.dumps(speeds, indent=2)])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -90,11 +85,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def load(folder: Path, threads: Executor, *, plain: bool) -> Branches:
+    """Both branches of a folder, computed with in float32."""
+    if not plain:
+        return ablation.load(folder, threads)
+    return Branches.load(partial(load_branch, weights=folder), threads)
+
+
 @torch.no_grad()
 def legibility(images: Tensor, prompts: tuple[Prompt, ...]) -> Values:
     """How probable it is, to the classifier, that each image ``[N, 64]`` shows its digit."""
     labels = torch.tensor([prompt.label for prompt in prompts])
-    likely = load_classifier()(images).double().softmax(1)
+    likely: Tensor = load_classifier()(images).double().softmax(1)
     return likely.gather(1, labels[:, None])[:, 0].numpy()
 
 
@@ -115,6 +117,11 @@ def save(images: Tensor, prompts: tuple[Prompt, ...], seed: int, folder: Path) -
     for prompt, pixels in zip(prompts, grey.reshape(-1, SIDE, SIDE), strict=True):
         picture = Image.fromarray(pixels).resize((SIDE * ZOOM,) * 2, Image.Resampling.NEAREST)
         picture.save(folder / f"{named(prompt)}-seed{seed}.png")
+
+
+def write(file: str, lines: Iterable[str]) -> None:
+    """Lines of text into the working folder."""
+    Path(file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def named(prompt: Prompt) -> str:
