@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "rank": "quantrecipe.cli.rank:rank",
     "evaluate": "quantrecipe.cli.evaluate:evaluate",
     "report": "quantrecipe.cli.report:report",
+    "publish": "quantrecipe.cli.publish:publish",
     "tune": "quantrecipe.cli.tune:tune",
     "schema": "quantrecipe.cli.schema_command:schema",
     "migrate": "quantrecipe.cli.migrate:migrate",

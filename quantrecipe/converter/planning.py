@@ -13,6 +13,7 @@ from typing import Final
 from quantrecipe.checkpoint import open_parts
 from quantrecipe.checkpoint.hub.opening import in_cache_only, open_address
 from quantrecipe.converter.calibration import StatisticsFile, open_statistics
+from quantrecipe.converter.loader_contents import Contents
 from quantrecipe.converter.measured import kept_tokens, measured_as
 from quantrecipe.converter.selection import check_capabilities, find_converter
 from quantrecipe.converter.standalone import LOADER_NAME, loader_source
@@ -114,7 +115,7 @@ def plan(
         planned = _with_statistics(make_plan(loaded.recipe, parts, statistics_files(loaded)))
         planned = replace(planned, repository=repository)
         if loaded.recipe.target.emit_loader:
-            emitted = {LOADER_NAME: loader_source(planned)}
+            emitted = {LOADER_NAME: loader_source(Contents.of_plan(planned))}
             return replace(planned, extra_files={**planned.extra_files, **emitted})
         return planned
 

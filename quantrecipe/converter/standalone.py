@@ -1,8 +1,8 @@
 """``safetensors_loader.py``: a loader for one checkpoint, which needs nothing of this package.
 
 It is the file of that name beside this one, in which the block between two marks is replaced by
-what a plan says. That file is an ordinary module, checked and tested as such, and never imported
-here.
+what a plan or a lock says. That file is an ordinary module, checked and tested as such, and never
+imported here.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
+from quantrecipe.converter.loader_contents import Contents, Entry
 from quantrecipe.schema.dtypes import DTYPES
 from quantrecipe.schema.layout import Layout, ModuleTensors
 from quantrecipe.schema.layout_reading import roles
-from quantrecipe.schema.plan import Plan, PlannedModule, PlannedOther, PlannedTensor
+from quantrecipe.schema.layout_writing import storage_of
 from quantrecipe.schema.problems import InvalidInput, Problem
-from quantrecipe.schema.schemes import AnyWeight, Float8Block, Int8Group, PlainWeight
+from quantrecipe.schema.schemes import (
+    AnyWeight,
+    Float8Block,
+    Int8Group,
+    PlainWeight,
+)
 
 LOADER_NAME: Final = "safetensors_loader.py"
 _BEGIN, _END = "# <checkpoint>\n", "# </checkpoint>\n"
@@ -35,19 +41,25 @@ name can end a string, a line or the block, or look like another."""
 _READABLE: Final = ("int8", "float8_e4m3fn", "float8_e5m2")
 
 
-def _readable(module: PlannedModule) -> bool:
-    plain = isinstance(module.weight, PlainWeight)
-    return plain or (module.weight.format in _READABLE and not module.storage)
+def unreadable(contents: Contents) -> Iterator[Entry]:
+    """The modules that the loader has no words for."""
+    for entry in contents.entries:
+        weight = entry.weight
+        if weight is None or isinstance(weight, PlainWeight):
+            continue
+        if weight.format not in _READABLE or storage_of(contents.layout, weight):
+            yield entry
 
 
-def loader_source(plan: Plan) -> bytes:
-    """The text of a loader for what ``plan`` makes; a pure function of the plan.
+def loader_source(contents: Contents) -> bytes:
+    """The text of a loader for a checkpoint; a pure function of what is in that.
 
     Raises:
         InvalidInput: there are formats that that loader does not read.
     """
-    beyond = [module for module in plan.modules if not _readable(module)]
+    beyond = list(unreadable(contents))
     if beyond:
+        assert beyond[0].weight is not None
         raise InvalidInput(
             Problem(
                 "loader-cannot-read",
@@ -62,31 +74,20 @@ def loader_source(plan: Plan) -> bytes:
     template = files("quantrecipe.converter").joinpath(LOADER_NAME).read_text("utf-8")
     head, _, rest = template.partition(_BEGIN)
     tail = rest.partition(_END)[2]
-    recipe = f"{plan.recipe.name}, sha256:{plan.recipe_sha256}"
-    block = f"RECIPE = {render(recipe)}\nPARTS: dict[str, Part] = {render(_parts(plan))}\n"
+    parts: dict[Value, Value] = {part: _part(contents, part) for part in contents.parts}
+    block = f"RECIPE = {render(contents.recipe)}\nPARTS: dict[str, Part] = {render(parts)}\n"
     return (head + block + tail).encode()
 
 
-def _parts(plan: Plan) -> dict[Value, Value]:
-    return {part.name: _part(plan, part.name) for part in plan.parts}
-
-
-def _part(plan: Plan, part: str) -> dict[Value, Value]:
-    modules = [module for module in plan.modules if module.part == part]
-    others = [other for other in plan.others if other.part == part]
+def _part(contents: Contents, part: str) -> dict[Value, Value]:
+    entries = [entry for entry in contents.entries if entry.part == part]
     groups: dict[str, _Group] = {}
-    for module in modules:
-        described = _of_module(plan.target_layout, module)
+    for entry in entries:
+        described = _described(contents.layout, entry)
         group = groups.setdefault(render(described), _Group(described))
-        group.add(module.name, module.outputs["weight"].shape, module.nbytes)
-    for other in others:
-        described = _of_other(plan.target_layout, other)
-        group = groups.setdefault(render(described), _Group(described))
-        group.add(other.name, other.output.shape, other.output.nbytes)
-    written = {tensor.file for module in modules for tensor in module.outputs.values()}
-    written |= {other.output.file for other in others}
+        group.add(entry)
     return {
-        "files": tuple(sorted(written)),
+        "files": tuple(sorted({file for entry in entries for file in entry.files})),
         "groups": tuple(group.literal() for group in groups.values()),
     }
 
@@ -99,9 +100,10 @@ class _Group:
         self._names: dict[tuple[int, ...], list[str]] = {}
         self._bytes = 0
 
-    def add(self, name: str, shape: tuple[int, ...], nbytes: int) -> None:
-        self._names.setdefault(shape, []).append(name)
-        self._bytes += nbytes
+    def add(self, entry: Entry) -> None:
+        shape = entry.tensors["tensor" if entry.weight is None else "weight"].shape
+        self._names.setdefault(shape, []).append(entry.name)
+        self._bytes += entry.nbytes
 
     def literal(self) -> dict[Value, Value]:
         names: dict[Value, Value] = {
@@ -110,32 +112,32 @@ class _Group:
         return {**self._described, "names": names, "bytes": self._bytes}
 
 
-def _of_module(layout: Layout, module: PlannedModule) -> dict[Value, Value]:
-    weight, activation = module.weight, module.activation
-    outputs: Mapping[str, PlannedTensor] = {
-        str(role): each for role, each in module.outputs.items()
-    }
+def _described(layout: Layout, entry: Entry) -> dict[Value, Value]:
+    weight = entry.weight
+    if weight is None:
+        return _of_other(layout, entry)
+    activation = entry.activation
     tensors: dict[Value, Value] = {
         role: (
-            template.replace("{part}", module.part).replace("{module}", "{}"),
-            DTYPES[outputs[role].dtype].code,
+            template.replace("{part}", entry.part).replace("{module}", "{}"),
+            DTYPES[entry.tensors[role].dtype].code,
             shape,
         )
         for role, template, shape in _templates(layout, weight)
-        if role in outputs
+        if role in entry.tensors
     }
     return {
-        "format": _in_words(module),
+        "format": _in_words(entry, weight),
         "block": _block(weight),
         "activation": (activation.format, activation.granularity) if activation else None,
-        "rotation": module.rotation.size if module.rotation else None,
+        "rotation": entry.rotation.size if entry.rotation else None,
         "tensors": tensors,
     }
 
 
-def _of_other(layout: Layout, other: PlannedOther) -> dict[Value, Value]:
-    name = layout.others.name.replace("{part}", other.part).replace("{tensor}", "{}")
-    dtype = other.output.dtype
+def _of_other(layout: Layout, entry: Entry) -> dict[Value, Value]:
+    name = layout.others.name.replace("{part}", entry.part).replace("{tensor}", "{}")
+    dtype = entry.tensors["tensor"].dtype
     return {
         "format": f"{dtype}, of no module",
         "block": None,
@@ -180,15 +182,15 @@ def _block(weight: AnyWeight) -> Value:
     return ("out" if weight.granularity == "tensor" else 1), "in"
 
 
-def _in_words(module: PlannedModule) -> str:
-    weight, activation = module.weight, module.activation
+def _in_words(entry: Entry, weight: AnyWeight) -> str:
+    activation = entry.activation
     words = str(weight.format)
     if not isinstance(weight, PlainWeight):
         words += f" by {weight.granularity}"
     if activation is not None:
         words += f", inputs {activation.format} by {activation.granularity}"
-    words += ", smoothed" if "smoothing" in module.outputs else ""
-    return words + (", rotated" if module.rotation else "")
+    words += ", smoothed" if "smoothing" in entry.tensors else ""
+    return words + (", rotated" if entry.rotation else "")
 
 
 def with_ranges(names: Iterable[str]) -> Iterator[Value]:

@@ -29,6 +29,7 @@ COMMIT: Final = r"^[0-9a-f]{40}$"
 BYTE_SIZE: Final = r"^[1-9][0-9]{0,11}(B|KB|MB|GB|TB)$"
 MODULE_TEMPLATE: Final = rf"^({_TEXT}\{{part\}})?{_TEXT}\{{module\}}{_TEXT}$"
 OTHER_TEMPLATE: Final = rf"^({_TEXT}\{{part\}})?{_TEXT}\{{tensor\}}{_TEXT}$"
+CLASS_NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 NAME_MAPPING: Final = rf"^{_MODULE_SEGMENT}(\.{_MODULE_SEGMENT})*$"
 
 PATTERN_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
@@ -48,6 +49,7 @@ PATTERN_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         BYTE_SIZE: "a whole number and B, KB, MB, GB or TB, as in '5GB'",
         MODULE_TEMPLATE: "text with {module} in it once, and {part} before that or not at all",
         OTHER_TEMPLATE: "text with {tensor} in it once, and {part} before that or not at all",
+        CLASS_NAME: "the name of a Python class",
         NAME_MAPPING: "a dotted name, in which a segment may be '*' as a whole",
     }
 )

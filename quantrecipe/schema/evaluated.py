@@ -8,7 +8,7 @@ over the seeds of a prompt first and over prompts then.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ FEW: Final = 20
 Of a few, a t interval holds the truth less often than it says if what differs is skewed."""
 
 Verdict = Literal["better", "worse", "equivalent within margin", "not shown"]
+VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Interval = tuple[float, float]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantrecipe.schema.evaluation import KNOWN_METRICS
+from quantrecipe.schema.evaluation_claims import claim_problems
 from quantrecipe.schema.parsed import child
 from quantrecipe.schema.problems import Problem, did_you_mean
 
@@ -47,7 +48,10 @@ def metric_problems(evaluation: Mapping[str, Any], pointer: str) -> Iterator[Pro
 
 
 def evaluated_problems(evaluated: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with an evaluation file: metrics, or comparisons of none or of twice one."""
+    """What is wrong with an evaluation file.
+
+    Metrics, comparisons of none or of twice one, and verdicts that no test of the file bears out.
+    """
     yield from metric_problems(evaluated, "")
     metrics = evaluated.get("metrics")
     known = list(metrics) if isinstance(metrics, dict) else []
@@ -71,3 +75,5 @@ def evaluated_problems(evaluated: Mapping[str, Any]) -> Iterator[Problem]:
             message = f"{variant!r} is compared twice by {metric!r}"
             yield Problem("duplicate-name", message, pointer=where)
         seen.add((metric, variant))
+        if metric in known:
+            yield from claim_problems(entry, evaluated, where)

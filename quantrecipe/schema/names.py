@@ -10,7 +10,15 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag
 
-from quantrecipe.schema.base import NAME_MAPPING, Model, Name, NonEmpty, VersionOne, json_type
+from quantrecipe.schema.base import (
+    CLASS_NAME,
+    NAME_MAPPING,
+    Model,
+    Name,
+    NonEmpty,
+    VersionOne,
+    json_type,
+)
 
 NAMES_VERSION = 1
 
@@ -19,6 +27,9 @@ MappedName = Annotated[
     StringConstraints(pattern=NAME_MAPPING, max_length=256),
 ]
 """A module's dotted name; a segment that is ``*`` stands for any one segment."""
+
+ClassName = Annotated[str, StringConstraints(pattern=CLASS_NAME, max_length=128)]
+"""What a Python class is called, without its package."""
 
 OneOrSeveral = Annotated[
     Annotated[MappedName, Tag("string")]
@@ -73,6 +84,10 @@ class Names(Model):
 
     description: str | None = None
     """Of which model, and who calls its modules so."""
+
+    classes: Annotated[tuple[ClassName, ...], NonEmpty] | None = None
+    """Classes whose modules are called as in the target: who runs a checkpoint that was not renamed
+    finds these names by the class. Absent: none in particular."""
 
     names: Mappings
     """What is called otherwise in a target than in a source, or is one module of several there. The

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from quantrecipe.schema.base import Model
 from quantrecipe.schema.document import Document, located, parse_text, read_parsed
+from quantrecipe.schema.evaluated import Evaluated
 from quantrecipe.schema.evaluation_semantics import evaluated_problems
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_semantics import layout_problems
@@ -159,6 +160,16 @@ def load_lock(source: Source) -> Lock:
     return _only(Lock, examine(source, kind="lock"))
 
 
+def load_evaluation(source: Source) -> Evaluated:
+    """Read and check an evaluation; a path, or ``-`` for standard input.
+
+    Raises:
+        InvalidInput: it cannot be read, does not hold, or claims what it has not tested; every
+            problem is in it.
+    """
+    return _only(Evaluated, examine(source, kind="evaluation"))
+
+
 def load_statistics_header(text: str | bytes, file: str = STATISTICS_KEY) -> Statistics:
     """Check the header of a statistics file: the text under ``quantrecipe.statistics``.
 
@@ -239,6 +250,7 @@ __all__ = [
     "known_layouts",
     "known_names",
     "load_document",
+    "load_evaluation",
     "load_layout",
     "load_lock",
     "load_recipe",

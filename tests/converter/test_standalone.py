@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from quantrecipe.converter import convert
 from quantrecipe.converter import safetensors_loader as template
-from quantrecipe.converter.standalone import Value, render, with_ranges
+from quantrecipe.converter.loader_contents import Contents
+from quantrecipe.converter.standalone import Value, loader_source, render, with_ranges
 from quantrecipe.evaluate import verify
 from quantrecipe.loaders import load_state_dict, open_checkpoint
 from quantrecipe.loaders.checkpoint import Checkpoint
 from quantrecipe.schema.schemes import PlainWeight
+from quantrecipe.schema.validation import load_lock
 from tests.converter.making import (
     Json,
     numbers,
@@ -253,6 +255,11 @@ def is_quantized(opened: Checkpoint, part: str | None, name: str) -> bool:
     return locked is not None and locked.disposition == "quantized"
 
 
+def from_lock(out: Path) -> bytes:
+    """The loader that the lock of a checkpoint makes."""
+    return loader_source(Contents.of_lock(load_lock(out / "recipe.lock.json")))
+
+
 @pytest.mark.parametrize("layout", ["plain", "fp8-scaled", "int8-scaled", "transformerlab"])
 def test_it_agrees_with_the_reference_loader_and_with_the_definitions(
     tmp_path: Path, layout: str
@@ -264,6 +271,7 @@ def test_it_agrees_with_the_reference_loader_and_with_the_definitions(
             made.append((out, scheme, job(out, None, inputs_of(out))))
     run_alone([work for *_, work in made], tmp_path)
     for out, scheme, work in made:
+        assert from_lock(out) == (out / NAME).read_bytes()
         assert_same_state(load_file(work["state"]), load_state_dict(out))
         check_outputs(out, None, work, scheme)
 
@@ -352,6 +360,7 @@ def test_parts_are_loaded_one_at_a_time(tmp_path: Path) -> None:
     x = {"a/0": torch.randn(4, 12), "b/1": torch.randn(4, 8)}
     jobs = [job(out, part, x) for out in outs for part in PARTS]
     run_alone(jobs, tmp_path)
+    assert all(from_lock(out) == (out / NAME).read_bytes() for out in outs)
     scheme: Json = {"weight": weight_spec("int8")}
     for work in jobs:
         out, part = Path(work["folder"]), work["part"]

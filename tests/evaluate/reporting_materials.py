@@ -216,6 +216,7 @@ def comparison(metric: str, variant: str, verdict: str, low: float, high: float)
         "metric": metric,
         "variant": variant,
         "prompts": 270,
+        "differing": 270,
         "seeds": 1,
         "mean": 30.0 + difference,
         "reference_mean": 30.0,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import yaml
 
 Json = dict[str, Any]
 
@@ -92,7 +95,7 @@ class HubRepository:
         commits: by SHA, oldest first.
         refs: branches and tags to SHAs.
         private: is not there for whoever has no token.
-        gated: its files need a token that is in ``granted``.
+        gated: its files need a token that is in ``granted``; a text says how it is granted.
         granted: tokens of those who accepted the terms.
     """
 
@@ -100,7 +103,7 @@ class HubRepository:
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     private: bool = False
-    gated: bool = False
+    gated: bool | str = False
     granted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -172,3 +175,13 @@ def blobs_of(files: Mapping[str, bytes] | Path) -> dict[str, Blob | None]:
         else files
     )
     return {path: Blob(one, path.endswith(LFS_SUFFIXES)) for path, one in contents.items()}
+
+
+def card_data(files: Files) -> Json | None:
+    """The front matter of a model card, as the Hub reads it."""
+    if "README.md" not in files:
+        return None
+    blob = files["README.md"]
+    found = re.match(r"---\n(.*?)\n---\n", blob.read(0, blob.size).decode(), re.DOTALL)
+    values: Json | None = None if found is None else yaml.safe_load(found[1])
+    return values

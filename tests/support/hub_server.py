@@ -21,7 +21,15 @@ from threading import Lock, Thread
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.support.hub_repositories import LFS_SUFFIXES, Blob, Commit, HubRepository, Json, blobs_of
+from tests.support.hub_repositories import (
+    LFS_SUFFIXES,
+    Blob,
+    Commit,
+    HubRepository,
+    Json,
+    blobs_of,
+    card_data,
+)
 
 TOKEN = "hf_loopback"
 """A token that may read and write everything that is not gated."""
@@ -378,14 +386,25 @@ class _Hub(_Handler):
                 "modelId": repo,
                 "sha": commit.sha,
                 "private": repository.private,
-                "gated": "manual" if repository.gated else False,
+                "gated": "manual" if repository.gated is True else repository.gated,
                 "disabled": False,
                 "tags": [],
                 "downloads": 0,
                 "likes": 0,
                 "siblings": [{"rfilename": path} for path in sorted(commit.files)],
+                "cardData": card_data(commit.files),
             }
         )
+
+    def settings(self, repo: str) -> None:
+        repository = self.writable(repo)
+        given = self.sent()
+        if "gated" in given:
+            repository.gated = given["gated"]
+            repository.granted |= {self.token} if self.token else set()
+        if "visibility" in given:
+            repository.private = given["visibility"] == "private"
+        self.json({})
 
     def tree(self, repo: str, revision: str, below: str) -> None:
         repository = self.repository(repo)
@@ -542,6 +561,7 @@ class _Hub(_Handler):
 _ENDPOINTS: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("GET",), r"/api/whoami-v2", _Hub.whoami),
     (("GET",), _MODELS, _Hub.info),
+    (("PUT",), _MODELS + r"/settings", _Hub.settings),
     (("GET",), _MODELS + r"/revision/(?P<revision>[^/]+)", _Hub.info),
     (("GET",), _MODELS + r"/tree/(?P<revision>[^/]+)(?P<below>/.*)?", _Hub.tree),
     (("POST",), _MODELS + r"/paths-info/(?P<revision>[^/]+)", _Hub.paths),

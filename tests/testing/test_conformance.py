@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quantrecipe.converter import ErrorSums, Job, plan
+from quantrecipe.converter.loader_contents import Contents
 from quantrecipe.converter.standalone import LOADER_NAME, loader_source
 from quantrecipe.converter.streaming import StreamingConverter
 from quantrecipe.loaders import Checkpoint, Names, load_model
@@ -171,7 +172,7 @@ def test_the_documented_loader(check: Callable[[], None]) -> None:
 def emitted(model: nn.Module, path: Path, part: str) -> nn.Module:
     """By the loader that a conversion writes beside its weights if it is told to."""
     planned = plan(path.parent / "recipe.json", path.parent / "source")
-    (path / LOADER_NAME).write_bytes(loader_source(planned))
+    (path / LOADER_NAME).write_bytes(loader_source(Contents.of_plan(planned)))
     loaded: nn.Module = loader_of(path).load(model, path, part=part, dtype=None)
     return loaded
 

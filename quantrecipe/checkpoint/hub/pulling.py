@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
 
 from quantrecipe.checkpoint.durable import output_error
-from quantrecipe.checkpoint.folder import INDEX_SUFFIX, SUFFIXES, look_into
+from quantrecipe.checkpoint.folder import look_into
 from quantrecipe.checkpoint.hub.client import api, resolve
+from quantrecipe.checkpoint.hub.components import beside, component, pipeline_locations
 from quantrecipe.checkpoint.hub.errors import endpoint, explaining
 from quantrecipe.checkpoint.hub.opening import (
     OpenedAddress,
@@ -29,15 +26,6 @@ from quantrecipe.schema.address import HubAddress
 from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import SourceRepository
 from quantrecipe.schema.problems import InvalidInput, OutputError, Problem, did_you_mean
-
-PIPELINE_NAME: Final = "model_index.json"
-
-# What configures weights, or turns text into tokens. No program: none is run.
-_BESIDE: Final = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*", "NOTICE*")
-_LARGEST_BESIDE: Final = 64 << 20
-
-_PLAIN: Final = re.compile(r"[^.]+\.safetensors")
-"""Weights of no variant: those have it in their names, as in ``model.fp16.safetensors``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +101,22 @@ def plan_pull(
     with in_cache_only(opened.repository, root):
         found = set(_of_parts(root, _chosen(parts, names, root)))
         if pipeline:
-            found |= set(_of_pipeline(root, notes))
+            found |= set(pipeline_locations(root, notes))
+    files = _below_root(root, address, found, folder)
+    return Pull(opened.repository, files, tuple(notes), offline, folder)
+
+
+def _below_root(
+    root: Location, address: HubAddress, found: Iterable[Location], folder: Path | None
+) -> tuple[PulledFile, ...]:
     base = root
     for _ in PurePosixPath(address.below).parts:
         base = base.parent
-    files = tuple(
+    return tuple(
         PulledFile(path, file.stat().st_size, _is_there(file, path, folder))
         for file in sorted(found)
         for path in [file.relative_to(base).as_posix()]
     )
-    return Pull(opened.repository, files, tuple(notes), offline, folder)
 
 
 def pull(planned: Pull) -> Path:
@@ -205,72 +199,18 @@ def _of_parts(root: Location, parts: Mapping[str, str]) -> Iterator[Location]:
     for location in parts.values():
         folder = root if location == "." else root / location
         if folder.is_dir() and _ambiguous(folder):
-            yield from _component(folder, [])
+            yield from component(folder, [])
             continue
         (part,) = open_parts(root, {"part": location})
         base = root.parent if root.is_file() else root
         yield from (base.joinpath(file.relative) for file in part.files)
-        yield from _beside(part.root)
+        yield from beside(part.root)
 
 
 def _ambiguous(folder: Location) -> bool:
     """Whether a folder leaves it open which of its files are meant: then all plain ones are."""
     found = look_into(folder)
     return len(found.indexes) > 1 or (not found.indexes and len(found.files) > 1)
-
-
-def _of_pipeline(root: Location, notes: list[str]) -> Iterator[Location]:
-    index = root / PIPELINE_NAME
-    if not index.is_file():
-        raise InvalidInput(
-            Problem(
-                "no-pipeline",
-                f"there is no {PIPELINE_NAME}: it is no pipeline",
-                hint="Leave --pipeline out, or name the folder that holds the pipeline.",
-                file=str(index),
-            )
-        )
-    yield index
-    yield from _beside(root)
-    for name in _components(index):
-        if (root / name).is_dir():
-            yield from _component(root / name, notes)
-
-
-def _components(index: Location) -> list[str]:
-    try:
-        document: Any = json.loads(index.read_bytes())
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        message = "is no JSON object"
-        raise InvalidInput(Problem("bad-pipeline", message, file=str(index)))
-    return [
-        name
-        for name, what in document.items()
-        if isinstance(what, list) and any(what) and re.fullmatch(r"\w[\w.-]*", name)
-    ]
-
-
-def _component(folder: Location, notes: list[str]) -> Iterator[Location]:
-    """What is needed of a folder whose weights are not those of a recipe."""
-    found = look_into(folder)
-    plain = [name for name in found.files if _PLAIN.fullmatch(name)]
-    yield from (folder / name for name in plain or found.files)
-    yield from _beside(folder)
-    if found.foreign and not found.files:
-        notes.append(f"{folder.name}: only {', '.join(found.foreign)}, which is not fetched")
-
-
-def _beside(folder: Location) -> Iterator[Location]:
-    for file in folder.iterdir():
-        if (
-            any(fnmatchcase(file.name, pattern) for pattern in (*_BESIDE, f"*{INDEX_SUFFIX}"))
-            and not file.name.endswith(SUFFIXES)
-            and file.is_file()
-            and file.stat().st_size <= _LARGEST_BESIDE
-        ):
-            yield file
 
 
 def _is_there(file: Location, path: str, folder: Path | None) -> bool:

@@ -126,12 +126,13 @@ def _made_of(materials: Materials) -> list[Markup]:
         if header.prompts_sha256 is not None:
             rows.append(("", "digest of its prompts", _hash(header.prompts_sha256)))
     for judged in materials.judged:
-        software = ", ".join(f"{name} {version}" for name, version in judged.software)
+        evaluated = judged.evaluated
+        software = ", ".join(f"{name} {version}" for name, version in evaluated.software)
         rows.append((judged.source.name, f"evaluation, {software}", _hash(judged.source.sha256)))
-        if judged.recipe is not None:
-            name, digest = judged.recipe
+        if evaluated.recipe is not None:
+            name, digest = evaluated.recipe.name, evaluated.recipe.sha256
             rows.append(("", f"declared by recipe {name}", _hash(digest)))
-        rows += [("", f"scores, {name}", _hash(digest)) for name, digest in judged.inputs]
+        rows += [("", f"scores, {each.name}", _hash(each.sha256)) for each in evaluated.inputs]
     if materials.timed is not None:
         timed = materials.timed.source
         rows.append((timed.name, "benchmark", _hash(timed.sha256)))

@@ -118,16 +118,6 @@ class Fields:
             raise self.refused(f"this is {describe(self.value)} and no text")
         return self.value
 
-    def truth(self) -> bool:
-        """The value as true or false.
-
-        Raises:
-            InvalidInput: it is neither.
-        """
-        if not isinstance(self.value, bool):
-            raise self.refused(f"this is {describe(self.value)}, neither true nor false")
-        return self.value
-
     def numbers(self) -> tuple[float, ...]:
         """The value as a list of numbers.
 

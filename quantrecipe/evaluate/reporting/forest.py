@@ -19,8 +19,9 @@ from quantrecipe.evaluate.reporting.drawing import (
     fitted,
     text_width,
 )
-from quantrecipe.evaluate.reporting.judged import Comparison, Verdict
 from quantrecipe.evaluate.reporting.wording import signed
+from quantrecipe.schema.evaluated import Compared, Verdict
+from quantrecipe.schema.evaluation import Metric
 
 LOOKS: Final[Mapping[Verdict, tuple[MarkShape, str, bool]]] = MappingProxyType(
     {
@@ -39,21 +40,22 @@ _RIGHT: Final = _WIDTH - 12
 _TOP: Final = 50
 
 
-def forest(reference: str, metric: str, found: Sequence[Comparison]) -> Drawing:
+def forest(reference: str, name: str, metric: Metric, found: Sequence[Compared]) -> Drawing:
     """One metric: an interval for each variant.
 
     Args:
         reference: what they are compared with.
-        metric: its name.
+        name: of the metric.
+        metric: its margin, and which way it is better.
         found: comparisons by this metric; at least one.
     """
-    margin, higher = found[0].margin, found[0].higher_is_better
-    values = [value for each in found for value in (*each.interval, each.difference)]
+    margin = metric.margin
+    values = [value for each in found for value in (*each.intervals.t, each.difference)]
     x = axis(values, _LEFT, _RIGHT, include=(0.0, *((-margin, margin) if margin else ())), pad=0.08)
     bottom = _TOP + _ROW * len(found) + 4
-    better = "right" if higher else "left"
+    better = "right" if metric.higher_is_better else "left"
     shapes: list[Shape] = [
-        Text(0, 13, fitted(metric, _WIDTH, 12.5, bold=True), 12.5, bold=True, title=metric),
+        Text(0, 13, fitted(name, _WIDTH, 12.5, bold=True), 12.5, bold=True, title=name),
         Text(
             0,
             30,
@@ -75,7 +77,7 @@ def forest(reference: str, metric: str, found: Sequence[Comparison]) -> Drawing:
         shapes.append(Text(25, bottom + 33.5, f"margin of equivalence, ±{margin:.4g}", 10))
         height += 18
     text = "; ".join(f"{each.variant}: {each.verdict}" for each in found)
-    return Drawing(_WIDTH, height, f"{metric}, differences from {reference}", text, tuple(shapes))
+    return Drawing(_WIDTH, height, f"{name}, differences from {reference}", text, tuple(shapes))
 
 
 def _band(x: Axis, margin: float, bottom: float) -> Rect:
@@ -84,10 +86,10 @@ def _band(x: Axis, margin: float, bottom: float) -> Rect:
     return Rect(left, _TOP - 8, right - left, bottom - _TOP + 8, "band", title=title)
 
 
-def _row(each: Comparison, x: Axis, top: float) -> list[Shape]:
+def _row(each: Compared, x: Axis, top: float) -> list[Shape]:
     shape, tone, filled = LOOKS[each.verdict]
     y = top + 24
-    low, high = x.at(each.interval[0]), x.at(each.interval[1])
+    low, high = x.at(each.intervals.t[0]), x.at(each.intervals.t[1])
     said = text_width(each.verdict, 11, bold=True)
     title = f"{each.variant}: {each.verdict}. {interval_text(each)}; {each.explanation}"
     name = fitted(each.variant, _WIDTH - said - 30, 11)
@@ -106,7 +108,7 @@ def _row(each: Comparison, x: Axis, top: float) -> list[Shape]:
     ]
 
 
-def interval_text(each: Comparison) -> str:
+def interval_text(each: Compared) -> str:
     """A difference with its interval."""
-    low, high = each.interval
+    low, high = each.intervals.t
     return f"{signed(each.difference)} [{signed(low)}, {signed(high)}]"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from quantrecipe.evaluate.reporting import forest, speeds, timesteps, tradeoff
-from quantrecipe.evaluate.reporting.judged import VERDICTS, Comparison, Judged, Verdict
+from quantrecipe.evaluate.reporting.judged import Judged
 from quantrecipe.evaluate.reporting.markup import Markup, element, folded, table
 from quantrecipe.evaluate.reporting.measured import Measured
 from quantrecipe.evaluate.reporting.modules import Key, Module, Network
@@ -18,6 +18,7 @@ from quantrecipe.evaluate.reporting.ranked import Ranked, RankedModule
 from quantrecipe.evaluate.reporting.sections import Figure, Section, notes, paragraph
 from quantrecipe.evaluate.reporting.timed import Timed
 from quantrecipe.evaluate.reporting.wording import count, decibels, figure, size
+from quantrecipe.schema.evaluated import VERDICTS, Compared, Evaluated, Verdict
 
 MOST_SPIKY: Final = 12
 MOST_FRAGILE: Final = 15
@@ -181,37 +182,41 @@ def evaluation_section(found: Sequence[Judged]) -> Section:
     ]
     figures = []
     for index, judged in enumerate(found, start=1):
-        metrics = list(dict.fromkeys(each.metric for each in judged.comparisons))
+        evaluated = judged.evaluated
+        metrics = list(dict.fromkeys(each.metric for each in evaluated.comparisons))
         drawings = tuple(
             forest.forest(
-                judged.reference,
+                evaluated.reference,
                 metric,
-                [each for each in judged.comparisons if each.metric == metric],
+                evaluated.metrics[metric],
+                [each for each in evaluated.comparisons if each.metric == metric],
             )
             for metric in metrics
         )
-        percent = f"{judged.confidence * 100:.4g} %"
-        title = f"Differences from {judged.reference}, {percent} intervals"
+        percent = f"{evaluated.confidence * 100:.4g} %"
+        title = f"Differences from {evaluated.reference}, {percent} intervals"
         drawn = Figure.of(
             f"evaluation-{index}",
             title,
             drawings,
-            f"Mean difference from {judged.reference} with its {percent} interval (Student's t).",
+            f"Mean difference from {evaluated.reference} with its {percent} interval "
+            "(Student's t).",
         )
         figures.append(drawn)
         if len(found) > 1:
             content.append(element("h3", judged.source.name))
-        content += [notes(judged.warnings), drawn.markup(), _verdicts(judged)]
+        content += [notes(evaluated.warnings), drawn.markup(), _verdicts(evaluated)]
     return Section("evaluation", "Evaluation", tuple(content), tuple(figures))
 
 
 def verdict_counts(found: Sequence[Judged]) -> list[tuple[Verdict, int]]:
     """How often each verdict was reached, over all files; those that never were are left out."""
-    counts = Counter(each.verdict for judged in found for each in judged.comparisons)
+    counts = Counter(each.verdict for judged in found for each in judged.evaluated.comparisons)
     return [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]]
 
 
-def _verdicts(judged: Judged) -> Markup:
+def _verdicts(found: Evaluated) -> Markup:
+    margins = {name: metric.margin for name, metric in found.metrics.items()}
     rows = [
         (
             each.variant,
@@ -219,21 +224,21 @@ def _verdicts(judged: Judged) -> Markup:
             figure(each.mean),
             figure(each.reference_mean),
             forest.interval_text(each),
-            "" if each.margin is None else f"±{each.margin:.4g}",
+            "" if (margin := margins[each.metric]) is None else f"±{margin:.4g}",
             f"{each.prompts:,}",
             _verdict(each),
             each.explanation,
         )
-        for each in judged.comparisons
+        for each in found.comparisons
     ]
     headers = (
-        *("variant", "metric", "mean", f"mean of {judged.reference}", "difference", "margin"),
+        *("variant", "metric", "mean", f"mean of {found.reference}", "difference", "margin"),
         *("prompts", "verdict", "why"),
     )
     return table(headers, rows, "llrrrrrlw", "Every comparison")
 
 
-def _verdict(each: Comparison) -> Markup:
+def _verdict(each: Compared) -> Markup:
     return element("span", each.verdict, class_=f"verdict {forest.LOOKS[each.verdict][1]}")
 
 

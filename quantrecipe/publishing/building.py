@@ -1,0 +1,276 @@
+"""All files of a repository that stands on its own, from a converted folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from quantrecipe.checkpoint import OutputExists, Staging, locate
+from quantrecipe.checkpoint.durable import output_error
+from quantrecipe.checkpoint.errors import SourceError
+from quantrecipe.converter.loader_contents import Contents
+from quantrecipe.converter.standalone import LOADER_NAME, loader_source, unreadable
+from quantrecipe.evaluate import verify
+from quantrecipe.evaluate.locked import is_below, read_lock
+from quantrecipe.evaluate.reporting.timed import read_timed
+from quantrecipe.publishing.base import CARD_NAME, OpenedBase, base_address, open_base
+from quantrecipe.publishing.card import model_card
+from quantrecipe.publishing.facts import Facts, License, Usage
+from quantrecipe.publishing.results import read_evidence
+from quantrecipe.publishing.running import find_usage, own_usage
+from quantrecipe.publishing.scripts import DOWNLOAD_NAME, USAGE_NAME, download_script
+from quantrecipe.schema.address import HubAddress
+from quantrecipe.schema.lock import LOCK_NAME, Lock
+from quantrecipe.schema.problems import InvalidInput, Problem, did_you_mean
+
+NO_LICENSE: Final = (
+    "--license says which one holds, in the Hub's words (apache-2.0, ...), or 'other' with "
+    "--license-name and --license-link."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a user says of a publication.
+
+    Attributes:
+        base: the repository that the weights were made from, where the lock does not say so.
+        pipeline: the repository of the pipeline they belong to, if that is another.
+        license: the licence, in place of what the base's card says.
+        usage: a script of the user's own.
+        evaluations, scores: what was measured, and what from.
+        variant: what the checkpoint is called there.
+        statistics: the statistics that the recipe smooths by.
+        benchmarks: speeds.
+        repo: where it goes on the Hub.
+    """
+
+    base: HubAddress | None = None
+    pipeline: HubAddress | None = None
+    license: License | None = None
+    usage: Path | None = None
+    evaluations: Sequence[Path] = ()
+    scores: Sequence[Path] = ()
+    variant: str | None = None
+    statistics: Sequence[Path] = ()
+    benchmarks: Path | None = None
+    repo: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A repository, before it is written.
+
+    Attributes:
+        facts: what its card says.
+        added: what goes beside the files of the checkpoint, by path: bytes, or a file to copy.
+        checkpoint: the files of the checkpoint, lock included, by path: sizes in bytes.
+        warnings: what a user should know.
+    """
+
+    facts: Facts
+    added: Mapping[str, bytes | Path]
+    checkpoint: Mapping[str, int]
+    warnings: tuple[str, ...] = field(default=())
+
+    def sizes(self) -> dict[str, int]:
+        """Every file with its bytes, by path."""
+        added = {
+            path: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for path, content in self.added.items()
+        }
+        return dict(sorted({**self.checkpoint, **added}.items()))
+
+    def changed(self) -> dict[str, bool]:
+        """The added files that are not in the folder as they shall be: whether one is replaced."""
+        found: dict[str, bool] = {}
+        for path, content in self.added.items():
+            there = self.facts.folder / path
+            if not there.is_file():
+                found[path] = False
+            elif there.read_bytes() != _bytes(content):
+                found[path] = True
+        return found
+
+
+def prepare(folder: Path, wishes: Wishes) -> Publication:
+    """Find out everything that a published checkpoint needs; nothing is written.
+
+    Args:
+        folder: what ``convert`` wrote.
+        wishes: what the user says.
+
+    Raises:
+        InvalidInput: the folder is not whole, the licence is missing, or something that was given
+            does not fit.
+        SourceError: the system could not read a file.
+        HubError: the base repository cannot be asked.
+    """
+    lock = _whole(folder)
+    found = base_address(lock, wishes.base)
+    base = None if found is None else open_base(found[0], converted=found[1])
+    license_ = _license(wishes.license, base)
+    pipeline = base if wishes.pipeline is None else open_base(wishes.pipeline, converted=False)
+    usage = find_usage(lock, folder, pipeline) if wishes.usage is None else own_usage(wishes.usage)
+    evidence = read_evidence(lock, wishes.evaluations, wishes.scores, wishes.variant)
+    timed = None if wishes.benchmarks is None else read_timed(wishes.benchmarks)
+    added: dict[str, bytes | Path] = {**evidence.files}
+    added |= _statistics(lock, folder, wishes.statistics)
+    checkpoint = _files(lock, folder)
+    if base is not None:
+        licenses = base.licenses().items()
+        added |= {name: content for name, content in licenses if name not in checkpoint}
+    loader, warnings = _loader(lock, usage)
+    if loader:
+        added[LOADER_NAME] = loader
+    added[USAGE_NAME] = usage.script
+    if usage.needed is not None:
+        added[DOWNLOAD_NAME] = download_script(usage.needed)
+    facts = Facts(
+        lock=lock,
+        folder=folder,
+        base=None if base is None else base.base,
+        license=license_,
+        usage=usage,
+        results=evidence.results,
+        timed=timed,
+        loader=LOADER_NAME in checkpoint or LOADER_NAME in added,
+        repo=wishes.repo,
+    )
+    _check_apart(added, checkpoint)
+    added[CARD_NAME] = model_card(facts).encode()
+    missing = _missing_statistics(lock, [*added, *checkpoint])
+    return Publication(facts, dict(sorted(added.items())), checkpoint, (*warnings, *missing))
+
+
+def write(publication: Publication, *, force: bool) -> tuple[str, ...]:
+    """Put what is added beside the checkpoint; every file appears when it is whole.
+
+    Returns:
+        the paths that were written; what was there already is left alone.
+
+    Raises:
+        OutputExists: files of these names are there, with other content, and ``force`` is not
+            given.
+        OutputError: the system could not write.
+    """
+    changed = publication.changed()
+    replaced = [path for path, there in changed.items() if there]
+    folder = publication.facts.folder
+    if replaced and not force:
+        raise OutputExists(folder, replaced)
+    if not changed:
+        return ()
+    with Staging(folder, "published") as staging:
+        staging.clear()
+        for path in changed:
+            target = locate(staging.folder, path)
+            content = _bytes(publication.added[path])
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            except OSError as error:
+                raise output_error(target, error, len(content)) from error
+        staging.publish(force=True)
+    return tuple(changed)
+
+
+def _bytes(content: bytes | Path) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    try:
+        return content.read_bytes()
+    except OSError as error:
+        raise SourceError(content, error) from error
+
+
+def _whole(folder: Path) -> Lock:
+    """The lock of a folder that has what it vouches for, by names and sizes."""
+    opened = read_lock(folder)
+    if opened.lock is None or opened.problems:
+        raise InvalidInput(opened.problems)
+    problems = verify(folder, quick=True).problems
+    if problems:
+        raise InvalidInput(problems)
+    return opened.lock
+
+
+def _license(given: License | None, base: OpenedBase | None) -> License:
+    if given is not None:
+        return given
+    if base is not None and base.base.license is not None:
+        return base.base.license
+    where = (
+        "nothing says what the weights were made from"
+        if base is None
+        else (f"the card of {base.base.repo} states none, or several")
+    )
+    raise InvalidInput(Problem("no-license", f"there is no licence: {where}", NO_LICENSE))
+
+
+def _loader(lock: Lock, usage: Usage) -> tuple[bytes | None, tuple[str, ...]]:
+    """The loader beside the checkpoint, where ``convert`` wrote none."""
+    if LOADER_NAME in {file.path for file in lock.sidecars}:
+        return None, ()
+    contents = Contents.of_lock(lock)
+    beyond = next(unreadable(contents), None)
+    if beyond is None:
+        return loader_source(contents), ()
+    assert beyond.weight is not None
+    message = (
+        f"{LOADER_NAME} has no words for {beyond.weight.format}: whoever runs the checkpoint needs "
+        "quantrecipe"
+    )
+    return None, (message,)
+
+
+def _files(lock: Lock, folder: Path) -> dict[str, int]:
+    found = {file.path: file.bytes for file in (*lock.outputs, *lock.sidecars)}
+    for path in (LOCK_NAME, *statistics_paths(lock)):
+        if (folder / path).is_file():
+            found[path] = (folder / path).stat().st_size
+    return dict(sorted(found.items()))
+
+
+def _check_apart(added: Collection[str], checkpoint: Collection[str]) -> None:
+    both = sorted(set(added) & set(checkpoint))
+    if both:
+        raise InvalidInput(
+            Problem(
+                "name-conflict",
+                f"{', '.join(both)}: the checkpoint has files of these names",
+                "Rename what you give.",
+            )
+        )
+
+
+def _statistics(lock: Lock, folder: Path, given: Sequence[Path]) -> dict[str, Path]:
+    """Statistics under the paths that the recipe calls them by, so that it converts from there."""
+    named = {path.rsplit("/", 1)[-1]: path for path in statistics_paths(lock)}
+    found: dict[str, Path] = {}
+    for path in given:
+        if path.name not in named:
+            message = "the recipe names no statistics file of this name"
+            hint = did_you_mean(path.name, list(named))
+            raise InvalidInput(Problem("unknown-statistics", message, hint, file=str(path)))
+        if path.resolve() != (folder / named[path.name]).resolve():
+            found[named[path.name]] = path
+    return found
+
+
+def statistics_paths(lock: Lock) -> tuple[str, ...]:
+    """The statistics files that the recipe names, as it names them, below its own folder."""
+    schemes = lock.recipe.schemes.values()
+    named = {path for scheme in schemes for path in scheme.statistics().values()}
+    return tuple(sorted(path for path in named if is_below(path)))
+
+
+def _missing_statistics(lock: Lock, there: Collection[str]) -> tuple[str, ...]:
+    return tuple(
+        f"the recipe smooths by {path}, which is not published: nobody can convert it again "
+        "(--statistics FILE adds it)"
+        for path in statistics_paths(lock)
+        if path not in there
+    )
