@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +79,7 @@ def served(home: Path) -> Iterator[dict[str, str]]:
                 sys.exit("the Hub on this machine did not start")
             yield told
         finally:
-            server.send_signal(signal.SIGINT)
+            server.terminate()
 
 
 def exported(lines: Iterator[str]) -> dict[str, str]:

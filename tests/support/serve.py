@@ -1,13 +1,14 @@
 """Folders as repositories of a Hub on this machine, for the real client in other processes.
 
 ``python -m tests.support.serve owner/name=folder`` prints what to export there, and serves until
-Ctrl-C. Folders are only read: what is pushed lives in memory, and is gone with the server.
+Ctrl-C or SIGTERM. Folders are only read: what is pushed lives in memory, and goes with the server.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, value in environment(server, home.resolve()).items():
             print(f"export {name}={shlex.quote(value)}")
         print(flush=True)
+        # Shells have those that they start in the background ignore Ctrl-C.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         print("serving until Ctrl-C", file=sys.stderr)
         try:
             Event().wait()
