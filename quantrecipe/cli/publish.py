@@ -137,10 +137,11 @@ def publish(
         if dry_run:
             _show(publication, planned, as_json=as_json)
             return
+        if planned is not None:
+            _verify(folder, quiet=as_json)
         written = write(publication, force=force)
         commit = None
         if planned is not None:
-            _verify(folder, quiet=as_json)
             with _quiet() if as_json else nullcontext():
                 commit = send(
                     planned,

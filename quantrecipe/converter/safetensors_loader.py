@@ -15,9 +15,10 @@ written below before a tensor is read: a missing, extra, misshaped or mistyped o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -31,6 +32,9 @@ Shape = tuple[int, ...]
 Block = tuple[int | str, int | str]
 Name = str | tuple[str, range, str]
 """One name, or one for each number: ``("layers.", range(0, 34), ".attention.qkv")``."""
+Names = tuple[tuple[str, tuple[str, ...]], ...]
+"""Stored names and what a model calls them: ``(("blocks.*.qkv", ("blocks.*.q", "blocks.*.k")),)``.
+``*`` stands for one segment. Several names: the rows are cut into as many equal parts."""
 
 
 class Group(TypedDict):
@@ -71,6 +75,7 @@ def load(
     part: str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = torch.bfloat16,
+    names: Names = (),
 ) -> M:
     """Load a part into ``model``, in place. Each tensor is read once, straight to ``device``.
 
@@ -83,16 +88,17 @@ def load(
         part: its name; may be left out where there is only one.
         device: where everything goes.
         dtype: of all numbers that are not quantized; None: as they are stored.
+        names: for a model that calls modules otherwise, or has several in place of one.
 
     Raises:
         ValueError: checkpoint and model do not fit; it names every tensor that does not.
     """
     part = _only(part)
-    entries = list(_entries(part))
+    entries, uncut = _named(part, names)
     with ExitStack() as stack:
         files, problems = _open(Path(folder), part, str(device), stack)
         linears, places, misfits = _fit(model, entries)
-        _refuse(problems + misfits)
+        _refuse(problems + uncut + misfits)
         for entry in entries:
             tensors = _read(entry, files)
             if entry.name in linears:
@@ -247,13 +253,17 @@ def int_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Entry:
-    """A module or a tensor of no module, with its tensors by role: name on disk, dtype, shape."""
+    """A module or a tensor of no module, with its tensors by role: name on disk, dtype, shape.
+
+    Of a module whose rows are cut into equal parts it may be one: ``piece`` says which.
+    """
 
     name: str
     shape: Shape
     group: Group
     block: tuple[int, int]
     tensors: dict[str, tuple[str, str, Shape]]
+    piece: int = 0
 
     def in_model(self) -> Iterator[tuple[str, str, Shape, bool]]:
         """What it is in an ordinary model: role, name, shape, whether it is floating-point."""
@@ -277,6 +287,66 @@ def _entries(part: str) -> Iterator[Entry]:
                     for role, each in described.items()
                 }
                 yield Entry(name, shape, group, block, tensors)
+
+
+def _named(part: str, names: Names) -> tuple[list[Entry], list[str]]:
+    """The entries under the names that a model has for them, and what cannot be cut."""
+    found: list[Entry] = []
+    problems: list[str] = []
+    for entry in _entries(part):
+        others = _renamed(entry.name, names)
+        if "tensor" in entry.tensors and not others:  # it may be called after a module
+            owner, _, own = entry.name.rpartition(".")
+            others = tuple(f"{other}.{own}" for other in _renamed(owner, names))
+        if len(others) > 1 and (reason := _uncuttable(entry, len(others))):
+            problems.append(f"cannot be cut into {len(others)}: {entry.name!r}, {reason}")
+        elif len(others) > 1:
+            found += _cut(entry, others)
+        else:
+            found.append(replace(entry, name=others[0]) if others else entry)
+    return found, problems
+
+
+def _renamed(name: str, names: Names) -> tuple[str, ...]:
+    """What ``names`` say that a stored name is called; nothing: they do not say."""
+    segments = name.split(".")
+    for stored, others in names:
+        pattern = stored.split(".")
+        if len(pattern) == len(segments) and all(
+            wanted in ("*", segment) for wanted, segment in zip(pattern, segments, strict=True)
+        ):
+            stars = [segments[i] for i, wanted in enumerate(pattern) if wanted == "*"]
+            return tuple(_starred(other, iter(stars)) for other in others)
+    return ()
+
+
+def _starred(pattern: str, stars: Iterator[str]) -> str:
+    return ".".join(next(stars) if each == "*" else each for each in pattern.split("."))
+
+
+def _uncuttable(entry: Entry, count: int) -> str | None:
+    """Why the rows of an entry cannot be cut into so many parts; None: they can."""
+    if "tensor" in entry.tensors:
+        return "which is of no module"
+    rows, block = entry.shape[0], entry.block[0]
+    if rows % count:
+        return f"which has {rows} rows"
+    if "weight_scale" in entry.tensors and block < rows and rows // count % block:
+        return f"whose scales are for {block} rows each"
+    return None
+
+
+def _cut(entry: Entry, names: tuple[str, ...]) -> Iterator[Entry]:
+    """A module as equal parts. What does not differ from row to row is for all of them."""
+    rows, columns = entry.shape
+    cut = {"weight", "bias"} | ({"weight_scale"} if entry.block[0] < rows else set())
+    tensors = {
+        role: (stored, dtype, (shape[0] // len(names), *shape[1:]) if role in cut else shape)
+        for role, (stored, dtype, shape) in entry.tensors.items()
+    }
+    shape = rows // len(names), columns
+    for piece, name in enumerate(names):
+        yield replace(entry, name=name, shape=shape, tensors=tensors, piece=piece)
 
 
 def _dims(shape: Shape, block: Block | None) -> tuple[dict[str, int], tuple[int, int]]:
@@ -352,9 +422,14 @@ def _open(
 
 def _read(entry: Entry, files: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of an entry by role; scales as a grid."""
-    tensors: dict[str, Tensor] = {
-        role: files[stored].get_tensor(stored) for role, (stored, *_) in entry.tensors.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for role, (stored, _, shape) in entry.tensors.items():
+        rows = files[stored].get_slice(stored)
+        if shape == tuple(rows.get_shape()):
+            tensors[role] = files[stored].get_tensor(stored)
+        else:
+            start = entry.piece * shape[0]
+            tensors[role] = rows[start : start + shape[0]]
     if "weight_scale" in tensors:
         grid = [-(-size // each) for size, each in zip(entry.shape, entry.block, strict=True)]
         tensors["weight_scale"] = tensors["weight_scale"].reshape(grid)
@@ -390,11 +465,11 @@ def _fit(
     names: dict[int, list[str]] = {}
     for name, each in [*modules.items(), *slots.items()]:
         names.setdefault(id(each), []).append(name)
-    given = {key for entry in entries for _, key, *_ in entry.in_model()}
+    given = Counter(key for entry in entries for _, key, *_ in entry.in_model())
     linears: dict[str, list[str]] = {}
     places: dict[str, list[str]] = {}
     filled: set[str] = set()
-    problems: list[str] = []
+    problems = [f"extra: several are called {key!r}" for key in given if given[key] > 1]
     for entry in entries:
         module = modules.get(entry.name)
         quantized = entry.group["block"] is not None or entry.group["activation"] is not None

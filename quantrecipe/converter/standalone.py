@@ -15,6 +15,7 @@ from operator import itemgetter
 from typing import Final
 
 from quantrecipe.converter.loader_contents import Contents, Entry
+from quantrecipe.converter.templates import Value, filled, render
 from quantrecipe.schema.dtypes import DTYPES
 from quantrecipe.schema.layout import Layout, ModuleTensors
 from quantrecipe.schema.layout_reading import roles
@@ -28,15 +29,8 @@ from quantrecipe.schema.schemes import (
 )
 
 LOADER_NAME: Final = "safetensors_loader.py"
-_BEGIN, _END = "# <checkpoint>\n", "# </checkpoint>\n"
-_WIDTH: Final = 100
 _NUMBER: Final = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,8})(?![^.])")
 """A segment of a dotted name that is a number, written as Python would write it."""
-
-Value = str | int | range | None | tuple["Value", ...] | Mapping["Value", "Value"]
-"""What the block consists of. Strings are written in ASCII with everything else escaped, so that no
-name can end a string, a line or the block, or look like another."""
-
 
 _READABLE: Final = ("int8", "float8_e4m3fn", "float8_e5m2")
 
@@ -72,11 +66,9 @@ def loader_source(contents: Contents) -> bytes:
             )
         )
     template = files("quantrecipe.converter").joinpath(LOADER_NAME).read_text("utf-8")
-    head, _, rest = template.partition(_BEGIN)
-    tail = rest.partition(_END)[2]
     parts: dict[Value, Value] = {part: _part(contents, part) for part in contents.parts}
-    block = f"RECIPE = {render(contents.recipe)}\nPARTS: dict[str, Part] = {render(parts)}\n"
-    return (head + block + tail).encode()
+    values: dict[str, Value] = {"RECIPE": contents.recipe, "PARTS: dict[str, Part]": parts}
+    return filled(template, "checkpoint", values).encode()
 
 
 def _part(contents: Contents, part: str) -> dict[Value, Value]:
@@ -218,29 +210,3 @@ def with_ranges(names: Iterable[str]) -> Iterator[Value]:
                 yield alike[0][1]
             else:
                 yield before, range(alike[0][0], alike[-1][0] + 1), after
-
-
-def render(value: Value, indent: int = 0, used: int = 0) -> str:
-    """A value as Python source, on one line where it fits."""
-    line = _on_one_line(value)
-    if indent + used + len(line) < _WIDTH or not isinstance(value, tuple | Mapping) or not value:
-        return line
-    inner = indent + 4
-    pad = " " * inner
-    if isinstance(value, Mapping):
-        items = []
-        for key, each in value.items():
-            start = f"{_on_one_line(key)}: "
-            items.append(f"{pad}{start}{render(each, inner, len(start) + 1)},\n")
-        return "{\n" + "".join(items) + " " * indent + "}"
-    items = [f"{pad}{render(each, inner, 1)},\n" for each in value]
-    return "(\n" + "".join(items) + " " * indent + ")"
-
-
-def _on_one_line(value: Value) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_on_one_line, value))}{',' if len(value) == 1 else ''})"
-    if isinstance(value, Mapping):
-        items = (f"{_on_one_line(key)}: {_on_one_line(each)}" for key, each in value.items())
-        return f"{{{', '.join(items)}}}"
-    return ascii(value)

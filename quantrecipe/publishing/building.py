@@ -17,7 +17,7 @@ from quantrecipe.evaluate.locked import is_below, read_lock
 from quantrecipe.evaluate.reporting.timed import read_timed
 from quantrecipe.publishing.base import CARD_NAME, OpenedBase, base_address, open_base
 from quantrecipe.publishing.card import model_card
-from quantrecipe.publishing.facts import Facts, License, Usage
+from quantrecipe.publishing.facts import Facts, License
 from quantrecipe.publishing.results import read_evidence
 from quantrecipe.publishing.running import find_usage, own_usage
 from quantrecipe.publishing.scripts import DOWNLOAD_NAME, USAGE_NAME, download_script
@@ -113,17 +113,22 @@ def prepare(folder: Path, wishes: Wishes) -> Publication:
     base = None if found is None else open_base(found[0], converted=found[1])
     license_ = _license(wishes.license, base)
     pipeline = base if wishes.pipeline is None else open_base(wishes.pipeline, converted=False)
-    usage = find_usage(lock, folder, pipeline) if wishes.usage is None else own_usage(wishes.usage)
+    checkpoint = _files(lock, folder)
+    loader, warnings = _loader(lock)
+    standalone = loader is not None or LOADER_NAME in checkpoint
+    usage = (
+        find_usage(lock, folder, pipeline, standalone=standalone)
+        if wishes.usage is None
+        else own_usage(wishes.usage)
+    )
     evidence = read_evidence(lock, wishes.evaluations, wishes.scores, wishes.variant)
     timed = None if wishes.benchmarks is None else read_timed(wishes.benchmarks)
     added: dict[str, bytes | Path] = {**evidence.files}
     added |= _statistics(lock, folder, wishes.statistics)
-    checkpoint = _files(lock, folder)
     if base is not None:
         licenses = base.licenses().items()
         added |= {name: content for name, content in licenses if name not in checkpoint}
-    loader, warnings = _loader(lock, usage)
-    if loader:
+    if loader is not None:
         added[LOADER_NAME] = loader
     added[USAGE_NAME] = usage.script
     if usage.needed is not None:
@@ -136,7 +141,7 @@ def prepare(folder: Path, wishes: Wishes) -> Publication:
         usage=usage,
         results=evidence.results,
         timed=timed,
-        loader=LOADER_NAME in checkpoint or LOADER_NAME in added,
+        loader=standalone,
         repo=wishes.repo,
     )
     _check_apart(added, checkpoint)
@@ -210,7 +215,7 @@ def _license(given: License | None, base: OpenedBase | None) -> License:
     raise InvalidInput(Problem("no-license", f"there is no licence: {where}", NO_LICENSE))
 
 
-def _loader(lock: Lock, usage: Usage) -> tuple[bytes | None, tuple[str, ...]]:
+def _loader(lock: Lock) -> tuple[bytes | None, tuple[str, ...]]:
     """The loader beside the checkpoint, where ``convert`` wrote none."""
     if LOADER_NAME in {file.path for file in lock.sidecars}:
         return None, ()

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from quantrecipe.checkpoint.hub.client import HubFile, api, listing, patiently
-from quantrecipe.checkpoint.hub.errors import HubError, endpoint, explaining
+from quantrecipe.checkpoint.hub.errors import HubError, endpoint, explaining, transport_errors
 from quantrecipe.checkpoint.hub.opening import is_offline
 from quantrecipe.checkpoint.hub.repository import HubPath, Repository
 from quantrecipe.evaluate.locked import is_below
@@ -20,6 +21,9 @@ from quantrecipe.schema.address import SCHEME
 from quantrecipe.schema.lock import LOCK_NAME
 from quantrecipe.schema.parsed import MAX_LOCK_BYTES
 from quantrecipe.schema.problems import InvalidInput, Problem
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, HfApi
 
 Result = TypeVar("Result")
 Notice = Callable[[str], None]
@@ -159,13 +163,24 @@ def push(
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for path, size in planned.sent.items():
         added = CommitOperationAdd(path, folder / path)
-        _try(lambda one=added: hub.preupload_lfs_files(repo, [one], free_memory=False), place, repo)
+        _try(partial(_send, hub, repo, added), place, repo)
         notice(f"{path}, {size:,} bytes")
         operations.append(added)
     operations += [CommitOperationDelete(path) for path in planned.deleted]
     with explaining(place, repo):
         done = hub.create_commit(repo, operations, commit_message=message, parent_commit=parent)
     return str(done.oid)
+
+
+def _send(hub: HfApi, repo: str, added: CommitOperationAdd) -> None:
+    """Send a file that is too large for a commit, unless the Hub has its content already."""
+    try:
+        hub.preupload_lfs_files(repo, [added], free_memory=False)
+    except RuntimeError as error:
+        # The client says which file, and hides what was the matter behind that.
+        if isinstance(error.__cause__, transport_errors()):
+            raise error.__cause__ from error
+        raise
 
 
 def _try(call: Callable[[], Result], place: str, repo: str) -> Result:

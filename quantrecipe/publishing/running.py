@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -52,16 +52,18 @@ def own_usage(script: Path) -> Usage:
     return Usage(content, (*_ALWAYS, *more), "python usage.py --help", "It says how it is called.")
 
 
-def find_usage(lock: Lock, folder: Path, pipeline: OpenedBase | None) -> Usage:
+def find_usage(lock: Lock, folder: Path, pipeline: OpenedBase | None, *, standalone: bool) -> Usage:
     """What runs a checkpoint: the pipeline that its parts belong to, or else each part by itself.
 
     Args:
         lock: of the checkpoint.
         folder: where it lies, with the configurations of its parts.
         pipeline: the repository of the pipeline, if there may be one.
+        standalone: whether the loader beside the checkpoint can read it; else it takes this
+            package, which does not rename modules.
 
     Raises:
-        InvalidInput: a configuration is malformed.
+        InvalidInput: a configuration is malformed, or nothing could load modules of these names.
         HubError: the repository cannot be read.
     """
     configs = {part: _config(lock, folder, part) for part in lock.recipe.source.parts}
@@ -70,8 +72,8 @@ def find_usage(lock: Lock, folder: Path, pipeline: OpenedBase | None) -> Usage:
         if found is not None:
             components = _components(lock, found, configs)
             if components:
-                return _of_pipeline(lock, pipeline, found, components)
-    return _of_models(lock, configs)
+                return _of_pipeline(lock, pipeline, found, components, standalone)
+    return _of_models(lock, configs, standalone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,9 @@ def _components(
 ) -> dict[str, Component]:
     """The components of a pipeline that parts of the checkpoint are; none, if one part is not."""
     found: dict[str, Component] = {}
+    root = PurePosixPath("." if lock.repository is None else lock.repository.folder or ".")
     for part, location in lock.recipe.source.parts.items():
-        name = location.strip("/")
+        name = str(root / location)
         if name not in pipeline.components:
             return {}
         library, kind = pipeline.components[name]
@@ -135,10 +138,14 @@ def _components(
 
 
 def _of_pipeline(
-    lock: Lock, opened: OpenedBase, pipeline: Pipeline, components: Mapping[str, Component]
+    lock: Lock,
+    opened: OpenedBase,
+    pipeline: Pipeline,
+    components: Mapping[str, Component],
+    standalone: bool,
 ) -> Usage:
     base = opened.base
-    names = renamed(lock, (component.class_name for component in components.values()))
+    names = _loadable(lock, {each.class_name for each in components.values()}, standalone)
     needed = Needed(
         repo=base.repo,
         commit=opened.commit,
@@ -147,8 +154,8 @@ def _of_pipeline(
     )
     text = any(library == "transformers" for library, _ in pipeline.components.values())
     return Usage(
-        script=pipeline_script(pipeline.class_name, components, names),
-        packages=(*_ALWAYS, "diffusers", *(["transformers"] if text else [])),
+        script=pipeline_script(pipeline.class_name, components, names, standalone=standalone),
+        packages=_packages(["diffusers", *(["transformers"] if text else [])], standalone),
         command='python usage.py "a lighthouse in the fog, oil on canvas" --out image.png',
         summary=f"It assembles {pipeline.class_name} with the networks of this repository in the "
         "place of its own, and writes an image.",
@@ -156,12 +163,12 @@ def _of_pipeline(
     )
 
 
-def _of_models(lock: Lock, configs: Mapping[str, _Config | None]) -> Usage:
+def _of_models(lock: Lock, configs: Mapping[str, _Config | None], standalone: bool) -> Usage:
     networks = {part: None if each is None else each.network for part, each in configs.items()}
     known = [network for network in networks.values() if network is not None]
-    names = renamed(lock, (network.class_name for network in known))
-    packages = tuple(dict.fromkeys(network.library for network in known))
-    script = models_script(networks, names)
+    names = _loadable(lock, {network.class_name for network in known}, standalone)
+    packages = _packages((network.library for network in known), standalone)
+    script = models_script(networks, names, standalone=standalone)
     if not known:
         command, summary = (
             "python usage.py --model my_package:MyModel",
@@ -172,19 +179,37 @@ def _of_models(lock: Lock, configs: Mapping[str, _Config | None]) -> Usage:
         summary = "It loads the network; a language model goes on with texts, an encoder compares."
     else:
         command, summary = "python usage.py", "It loads every network, and says what it takes."
-    return Usage(script, (*_ALWAYS, *packages), command, summary)
+    return Usage(script, packages, command, summary)
 
 
-def renamed(lock: Lock, classes: Iterable[str]) -> tuple[NameMapping, ...]:
+def _packages(libraries: Iterable[str], standalone: bool) -> tuple[str, ...]:
+    needed = [*_ALWAYS, *libraries, *([] if standalone else ["quantrecipe"])]
+    return tuple(dict.fromkeys(needed))
+
+
+def _loadable(lock: Lock, classes: Collection[str], standalone: bool) -> tuple[NameMapping, ...]:
+    names = renamed(lock, classes)
+    if names and not standalone:
+        raise InvalidInput(
+            Problem(
+                "no-usage",
+                f"{', '.join(sorted(classes))} has other names for {names[0].sources[0]!r}, and "
+                "nothing that reads these formats renames modules while loading",
+                "Convert with target.names, or give a script of your own with --usage.",
+            )
+        )
+    return names
+
+
+def renamed(lock: Lock, classes: Collection[str]) -> tuple[NameMapping, ...]:
     """What classes call modules of a checkpoint that have other names there.
 
     By the known names whose ``classes`` have one of them; nothing, where no module goes by another
     name.
     """
-    wanted = set(classes)
     for name in NAMES:
         document = named_names(name)
-        if not wanted & set(document.classes or ()):
+        if not set(classes) & set(document.classes or ()):
             continue
         entries = [each for each in document.names if len(each.sources) == 1]
         if any(new_names(module.name, entries) for module in lock.modules):

@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from safetensors_loader import load, without_weights
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,11 +35,14 @@ class Model(TypedDict):
     config: str
 
 
-# The parts of the checkpoint that a library has a class for.
-# <repository>
+# The parts of the checkpoint, and the classes that libraries have for them; stored names of modules
+# that those call otherwise, see safetensors_loader.load; and whether only the package quantrecipe
+# can compute with what is stored.
+# <networks>
 PARTS: dict[str, Model | None] = {}
 NAMES: tuple[tuple[str, tuple[str, ...]], ...] = ()
-# </repository>
+NEEDS_QUANTRECIPE = False
+# </networks>
 
 
 def load_part(
@@ -59,10 +62,16 @@ def load_part(
     Raises:
         ValueError: network and checkpoint do not fit, or no class is known.
     """
-    with without_weights():
+    with parameters_on_meta():
         model = make() if make is not None else build(part)
-    names = NAMES if make is None else ()
-    return load(model, HERE, part=part, device=device, dtype=dtype, names=names).eval()
+    if NEEDS_QUANTRECIPE:
+        loader = importlib.import_module("quantrecipe.loaders")
+        loader.load_model(model, HERE, part=part, device=device, dtype=dtype)
+    else:
+        loader = importlib.import_module("safetensors_loader")
+        names = NAMES if make is None else ()
+        loader.load(model, HERE, part=part, device=device, dtype=dtype, names=names)
+    return model.eval()
 
 
 def build(part: str) -> nn.Module:
@@ -72,14 +81,34 @@ def build(part: str) -> nn.Module:
         raise ValueError(f"no class is known for the part {part!r}: give --model package:Class")
     library = importlib.import_module(known["library"])
     kind, folder = getattr(library, known["class_name"]), HERE / known["config"]
+    model: nn.Module
     if known["library"] == "transformers":
-        return kind(library.AutoConfig.from_pretrained(folder))
-    return kind.from_config(kind.load_config(folder))
+        model = kind(library.AutoConfig.from_pretrained(folder))
+    else:
+        model = kind.from_config(kind.load_config(folder))
+    return model
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Within it, modules are made with parameters that take no memory, and with real buffers."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Load the networks of this folder.")
     parser.add_argument("texts", nargs="*", help="what a network that reads text is given")
     parser.add_argument("--part", help="only this one: " + ", ".join(PARTS))
     parser.add_argument("--model", help="package.module:Class, called without arguments")
@@ -118,11 +147,12 @@ def read(part: str, model: nn.Module, texts: list[str], tokens: int) -> None:
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(HERE / known["config"])
-    device = next(model.buffers()).device
-    if hasattr(model, "generate") and model.can_generate():
+    device = next(iter([*model.parameters(), *model.buffers()])).device
+    writer: Any = model
+    if hasattr(model, "generate") and writer.can_generate():
         for text in texts:
             given = tokenizer(text, return_tensors="pt").to(device)
-            written = model.generate(**given, max_new_tokens=tokens)  # type: ignore[operator]
+            written = writer.generate(**given, max_new_tokens=tokens)
             print(f"  {tokenizer.decode(written[0], skip_special_tokens=True)!r}")
         return
     vectors = torch.cat(

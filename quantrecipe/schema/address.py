@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
-from quantrecipe.schema.base import REPOSITORY, REVISION
+from quantrecipe.schema.base import REPOSITORY, REVISION, SOURCE_PATH
 from quantrecipe.schema.problems import InvalidInput, Problem
 
 SCHEME: Final = "hf://"
@@ -57,7 +57,7 @@ def parse_address(text: str) -> HubAddress:
         raise _bad(text, "names no repository of a model")
     if revision is not None and re.fullmatch(REVISION, revision) is None:
         raise _bad(text, f"{revision!r} is no revision")
-    if {"", "..", "."} & set(below.split("/")) and below != ".":
+    if re.fullmatch(SOURCE_PATH, below) is None:
         raise _bad(text, f"{below!r} is no place in a repository")
     return HubAddress(found["repo"], revision, below)
 

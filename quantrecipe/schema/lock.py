@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from quantrecipe.schema.address import HubAddress
 from quantrecipe.schema.base import (
     COMMIT,
     REPOSITORY,
@@ -22,6 +23,7 @@ from quantrecipe.schema.base import (
     NonEmpty,
     PartName,
     Sha256,
+    SourcePath,
     VersionOne,
     Xxh3,
 )
@@ -96,6 +98,20 @@ class SourceRepository(Model):
 
     commit: Annotated[str, StringConstraints(pattern=COMMIT)]
     """The commit that all of it was read from."""
+
+    folder: SourcePath | None = None
+    """The folder of it, or file, that was the source's root; absent: all of it."""
+
+    @classmethod
+    def of(cls, address: HubAddress, commit: str) -> SourceRepository:
+        """What an address stands for at a commit."""
+        folder = {} if address.below == "." else {"folder": address.below}
+        return cls(repo=address.repo, revision=address.revision, commit=commit, **folder)
+
+    @property
+    def address(self) -> HubAddress:
+        """Where it is, by the commit that does not move."""
+        return HubAddress(self.repo, self.commit, self.folder or ".")
 
 
 class OutputFile(Model):

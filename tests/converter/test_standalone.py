@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from quantrecipe.converter import convert
 from quantrecipe.converter import safetensors_loader as template
 from quantrecipe.converter.loader_contents import Contents
-from quantrecipe.converter.standalone import Value, loader_source, render, with_ranges
+from quantrecipe.converter.standalone import loader_source, with_ranges
+from quantrecipe.converter.templates import Value, render
 from quantrecipe.evaluate import verify
 from quantrecipe.loaders import load_state_dict, open_checkpoint
 from quantrecipe.loaders.checkpoint import Checkpoint

@@ -40,8 +40,8 @@ def base_files(seed: int = 0, card: str | None = CARD) -> dict[str, bytes]:
         "norm.weight": torch.ones(8),
     }
     found = {
-        "model.safetensors": save(tensors),
-        "config.json": b'{"size": 8}',
+        "net/model.safetensors": save(tensors),
+        "net/config.json": b'{"size": 8}',
         "LICENSE.md": b"Do as you like.\n",
     }
     return found if card is None else found | {"README.md": card.encode()}
@@ -52,6 +52,7 @@ def converted(hub: HubServer, folder: Path, seed: int = 0, **fields: Any) -> Pat
     if BASE not in hub.repositories:
         hub.add(BASE, base_files(seed))
     document = recipe(**fields)
+    document["source"] = {"layout": "plain", "parts": {"model": "net"}}
     path = folder.with_name(f"{folder.name}.json")
     path.write_text(json.dumps(document), "utf-8")
     return convert(path, f"hf://{BASE}", folder).out

@@ -47,11 +47,11 @@ def open_address(address: HubAddress, *, offline: bool = False) -> OpenedAddress
     if offline or is_offline():
         folder = _cached(address)
         commit, root = folder.name, folder.joinpath(address.below)
-        return OpenedAddress(root, _source(address, commit))
+        return OpenedAddress(root, SourceRepository.of(address, commit))
     commit = resolve(address.repo, address.revision)
     repository = Repository(address.repo, commit, endpoint())
     return OpenedAddress(
-        HubPath(repository, PurePosixPath(address.below)), _source(address, commit)
+        HubPath(repository, PurePosixPath(address.below)), SourceRepository.of(address, commit)
     )
 
 
@@ -82,10 +82,6 @@ def nearest(location: Location) -> Location:
     if isinstance(location, HubPath):
         return location.at_hand() or location
     return location
-
-
-def _source(address: HubAddress, commit: str) -> SourceRepository:
-    return SourceRepository(repo=address.repo, revision=address.revision, commit=commit)
 
 
 def _cached(address: HubAddress) -> Path:

@@ -160,8 +160,7 @@ def _pinned(address: HubAddress) -> OpenedAddress:
     with explaining(place, address.repo):
         commit = api().resolve_revision(address.repo, revision=address.revision).resolved
     root = HubPath(Repository(address.repo, commit, endpoint()), PurePosixPath(address.below))
-    source = SourceRepository(repo=address.repo, revision=address.revision, commit=commit)
-    return OpenedAddress(root, source)
+    return OpenedAddress(root, SourceRepository.of(address, commit))
 
 
 def _chosen(
