@@ -1,5 +1,6 @@
 # make demo    convert a real model to INT8, load it back, compare
 # make digits  quantize a small diffusion model by every recipe, draw, compare
+# make journey take that model from a Hub, make INT8 of it, judge it, publish it, use it elsewhere
 # make test    the test suite
 # make lint    ruff (lint and format) and mypy --strict
 # make fix     let ruff repair and format what it can
@@ -17,7 +18,7 @@ TEST_PROCESSES ?= 2
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo digits test lint fix clean
+.PHONY: help demo digits journey test lint fix clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -34,6 +35,9 @@ demo: $(READY)
 digits: $(READY)
 	$(OFFLINE) $(BIN)/python examples/digits/ablation.py
 	$(OFFLINE) $(BIN)/python examples/digits/ablation.py --draw-only examples/digits/results
+
+journey: $(READY)
+	$(BIN)/python examples/digits/journey.py
 
 test: $(READY)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup

@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoiser.data import PROMPTS
+from denoiser.network import WEIGHTS, load_branch
 from denoiser.sampler import Branches, trajectory
 
 if TYPE_CHECKING:
@@ -18,12 +21,17 @@ PROMPT_STEP = 3
 SEED = 1000
 
 
-def run(calibration: Calibration) -> None:
+def run(calibration: Calibration, weights: Path = WEIGHTS) -> None:
     """Draw, each branch watched under its name."""
-    branches = Branches.load()
+    branches = Branches.load(partial(load_branch, weights=weights))
     prompts = PROMPTS[::PROMPT_STEP]
     with (
         calibration.observe(branches.conditional, "conditional"),
         calibration.observe(branches.unconditional, "unconditional"),
     ):
         trajectory(branches, prompts, seed=SEED)
+
+
+def pulled(calibration: Calibration) -> None:
+    """The same with what was pulled into the folder ``bf16`` of the working folder."""
+    run(calibration, Path("bf16"))

@@ -33,11 +33,6 @@ FOLDER = WEIGHTS.parent / "recipes"
 FEW = PROMPTS[::29]
 
 
-@pytest.fixture(scope="module")
-def branches() -> Branches:
-    return Branches.load()
-
-
 def test_weights_are_those_of_the_record() -> None:
     record = json.loads((WEIGHTS / "training.json").read_text(encoding="utf-8"))
     for name, digest in record["sha256"].items():

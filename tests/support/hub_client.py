@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hub_server import TOKEN, HubServer
+from tests.support.hub_server import TOKEN, HubServer, environment
+
+__all__ = ["environment", "hub"]
 
 
 @pytest.fixture
@@ -45,15 +47,3 @@ def serving(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         monkeypatch.setattr(client, "PATIENCE", quick)
         yield server
         huggingface_hub.close_session()
-
-
-def environment(server: HubServer, home: Path) -> dict[str, str]:
-    """What makes the client of another process talk to a server."""
-    return {
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": TOKEN,
-        "TRANSFORMERS_OFFLINE": "0",
-    }

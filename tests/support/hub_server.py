@@ -164,6 +164,18 @@ class HubServer:
         return None
 
 
+def environment(server: HubServer, home: Path) -> dict[str, str]:
+    """What makes the client of another process talk to a server."""
+    return {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": TOKEN,
+        "TRANSFORMERS_OFFLINE": "0",
+    }
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
