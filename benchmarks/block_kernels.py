@@ -24,6 +24,7 @@ from torch import Tensor
 
 from quantrecipe.converter.protocol import DEFAULT_BLOCK_BYTES
 from quantrecipe.formats import get_format, quantize
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.transform import BlockTransform, CompiledTransform, block_transform
 from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, PlainWeight, Weight
 
@@ -119,7 +120,7 @@ def _transforming(
 
     def run() -> None:
         for _ in range(blocks):
-            transform(codes, scales, None, codes_out, scales_out)
+            transform(SourceBlock(codes, scales), TargetBlock(codes_out, scales_out))
 
     return blocks * codes.nbytes, run
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from quantrecipe.formats import choose_two_levels, effective_scales, get_format
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.packing import pack
 from quantrecipe.formats.records import RecordFormat
@@ -107,18 +108,16 @@ class Ours:
         return torch.cat(list(self.pool.map(lambda cut: self._encoded(cut, by), self.cuts)))
 
     def _measured(self, cut: slice) -> Tensor:
-        return self.transform.absmax(self.weight[cut], None, None)
+        return self.transform.absmax(SourceBlock(self.weight[cut]))
 
     def _encoded(self, cut: slice, by: Tensor | None) -> Tensor:
-        self.transform(
-            self.weight[cut],
-            None,
-            None,
+        target = TargetBlock(
             self.codes[cut],
             self.scales[cut],
-            zeros_out=None if self.zeros is None else self.zeros[cut],
-            encode_scales=None if by is None else by[cut],
+            None if self.zeros is None else self.zeros[cut],
+            None if by is None else by[cut],
         )
+        self.transform(SourceBlock(self.weight[cut]), target)
         if self.packing is None:
             return self.codes[cut].view(torch.uint8)
         return pack(self.codes[cut], self.packing)

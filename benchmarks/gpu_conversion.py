@@ -23,6 +23,7 @@ from _measure import machine, plain_copy
 
 from quantrecipe.checkpoint import OutputFiles, lay_out
 from quantrecipe.converter import Means, carry_out, check_devices, find_converter, plan
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.transform import block_transform
 from quantrecipe.schema.placement import place
 from quantrecipe.schema.plan import Plan
@@ -75,9 +76,10 @@ def print_limits() -> None:
     scales = torch.empty(len(weight), 1, device="cuda")
     # The CPU's loops are compiled here, if they were not before, and not while they are measured.
     block_transform(source, target)(
-        weight[:64].cpu(), None, None, codes[:64].cpu(), scales[:64].cpu()
+        SourceBlock(weight[:64].cpu()), TargetBlock(codes[:64].cpu(), scales[:64].cpu())
     )
-    alone = rate(lambda: transform(weight, None, None, codes, scales), weight.nbytes)
+    blocks = SourceBlock(weight), TargetBlock(codes, scales)
+    alone = rate(lambda: transform(*blocks), weight.nbytes)
     print(f"bfloat16 -> int8 with errors measured, on the GPU alone: {alone:.1f} GB/s\n")
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from quantrecipe.formats import dequantize, get_format, quantize
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.transform import block_transform
 from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight
@@ -183,7 +184,7 @@ def _speed(weight: Tensor, target: AnyScaledWeight, compiled: bool = True) -> fl
     seconds = []
     for _ in range(4):
         start = time.process_time()
-        transform(weight, None, None, codes, scales, zeros_out=zeros)
+        transform(SourceBlock(weight), TargetBlock(codes, scales, zeros))
         seconds.append(time.process_time() - start)
     return weight.numel() / min(seconds) / 1e6
 

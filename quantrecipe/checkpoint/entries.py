@@ -8,8 +8,10 @@ from typing import Any, Final
 
 from quantrecipe.checkpoint.scan import ScanError, Scanner
 from quantrecipe.schema.dtypes import BY_CODE, DType
+from quantrecipe.schema.gguf import aligned
 from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import Problem, did_you_mean
+from quantrecipe.schema.tensors import TensorInfo
 
 _FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 _LARGEST: Final = 2**63 - 1
@@ -24,6 +26,18 @@ class Entry:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+    def tensor(self, file: Location, header_bytes: int, content: bytes | None = None) -> TensorInfo:
+        """What it describes, in a file whose tensors begin after so many bytes."""
+        return TensorInfo(
+            name=self.name,
+            dtype=self.dtype,
+            shape=self.shape,
+            file=file,
+            offset=header_bytes + self.begin,
+            nbytes=self.end - self.begin,
+            content=content,
+        )
 
 
 def read_metadata(scanner: Scanner, path: Location, problems: list[Problem]) -> dict[str, str]:
@@ -89,16 +103,34 @@ def read_entry(
     return Entry(name, dtype.name, tuple(shape), offsets[0], offsets[1])
 
 
-def check_coverage(entries: Sequence[Entry], payload: int, path: Location) -> list[Problem]:
-    """Whether ``entries``, in offset order, fill ``payload`` bytes without hole or overlap."""
+def check_coverage(
+    entries: Sequence[Entry],
+    payload: int,
+    path: Location,
+    *,
+    alignment: int = 1,
+    hint: str | None = None,
+) -> list[Problem]:
+    """Whether ``entries``, in offset order, fill ``payload`` bytes without hole or overlap.
+
+    Args:
+        entries: all of the file's.
+        payload: how many bytes it has after its header.
+        path: the file.
+        alignment: each begins at a multiple of this many bytes; up to the next is no hole.
+        hint: what to do about a problem.
+    """
     problems: list[Problem] = []
 
     def problem(kind: str, message: str, tensor: str | None = None) -> None:
-        problems.append(Problem(kind=kind, message=message, file=str(path), tensor=tensor))
+        problems.append(Problem(kind, message, hint, file=str(path), tensor=tensor))
 
     covered, previous = 0, None
     for entry in entries:
-        if entry.begin > covered:
+        if entry.begin % alignment:
+            message = f"the offset {entry.begin:,} is no multiple of the alignment {alignment}"
+            problem("bad-offsets", message, entry.name)
+        elif entry.begin > aligned(covered, alignment):
             after = f"after {previous!r}" if previous is not None else "after the header"
             problem(
                 "hole", f"{entry.begin - covered:,} bytes {after} belong to no tensor", entry.name
@@ -115,7 +147,7 @@ def check_coverage(entries: Sequence[Entry], payload: int, path: Location) -> li
             f"is {covered - payload:,} bytes short of the {covered:,} that its header describes",
             previous,
         )
-    elif covered < payload:
+    elif aligned(covered, alignment) < payload:
         problem("trailing-bytes", f"{payload - covered:,} bytes at the end belong to no tensor")
     return problems
 

@@ -12,7 +12,8 @@ import hashlib
 from io import RawIOBase
 from typing import Final
 
-from quantrecipe.checkpoint.gguf_entries import DAMAGED, ENOUGH, check_coverage, read_entries
+from quantrecipe.checkpoint.entries import check_coverage
+from quantrecipe.checkpoint.gguf_entries import DAMAGED, ENOUGH, read_entries
 from quantrecipe.checkpoint.gguf_scan import Cursor, Values
 from quantrecipe.checkpoint.opening import limited, refuse, regular_file, size_and_time
 from quantrecipe.checkpoint.scan import ScanError
@@ -20,7 +21,7 @@ from quantrecipe.schema.gguf import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, VER
 from quantrecipe.schema.gguf_values import LENGTH_BYTES, value_text
 from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput, Problem
-from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
+from quantrecipe.schema.tensors import SourceFileInfo
 
 MAX_TENSORS: Final = 1_000_000
 MAX_VALUES: Final = 100_000
@@ -82,20 +83,10 @@ def read_open_gguf_header(
     entries.sort(key=lambda entry: (entry.begin, entry.end, entry.name))
     if not problems:
         payload = max(size - aligned(cursor.position, alignment), 0)
-        problems = list(check_coverage(entries, payload, alignment, path))
+        problems = check_coverage(entries, payload, path, alignment=alignment, hint=DAMAGED)
     if problems:
         raise InvalidInput(limited(problems, path))
-    tensors = {
-        entry.name: TensorInfo(
-            name=entry.name,
-            dtype=entry.dtype,
-            shape=entry.shape,
-            file=path,
-            offset=len(header) + entry.begin,
-            nbytes=entry.end - entry.begin,
-        )
-        for entry in entries
-    }
+    tensors = {entry.name: entry.tensor(path, len(header)) for entry in entries}
     found = SourceFileInfo(
         path=path,
         relative=relative,

@@ -1,16 +1,16 @@
-"""What a GGUF header says about its tensors, and whether all of it together covers the file."""
+"""What a GGUF header says about its tensors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from quantrecipe.checkpoint.entries import Entry
 from quantrecipe.checkpoint.gguf_scan import Cursor
 from quantrecipe.checkpoint.scan import ScanError
-from quantrecipe.schema.gguf import GGML_TYPES, TYPE_OF, aligned
+from quantrecipe.schema.gguf import GGML_TYPES, TYPE_OF
 from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import Problem
 
@@ -100,44 +100,3 @@ def _fault(number: int, dims: Sequence[int], offset: int) -> Problem | None:
     if offset > _LARGEST:
         return Problem("bad-offsets", f"the offset {offset:,} is too large for any file")
     return None
-
-
-def check_coverage(
-    entries: Sequence[Entry], payload: int, alignment: int, path: Location
-) -> Iterator[Problem]:
-    """Whether ``entries``, in offset order, fill ``payload`` bytes, each from its alignment on."""
-
-    def problem(kind: str, message: str, tensor: str | None = None) -> Problem:
-        return Problem(kind, message, DAMAGED, file=str(path), tensor=tensor)
-
-    covered, previous = 0, None
-    for entry in entries:
-        if entry.begin % alignment:
-            yield problem(
-                "bad-offsets",
-                f"the offset {entry.begin:,} is no multiple of the alignment {alignment}",
-                entry.name,
-            )
-        elif entry.begin < covered:
-            yield problem(
-                "overlap", f"shares {covered - entry.begin:,} bytes with {previous!r}", entry.name
-            )
-        elif entry.begin > aligned(covered, alignment):
-            after = f"after {previous!r}" if previous is not None else "after the header"
-            yield problem(
-                "hole",
-                f"{entry.begin - covered:,} bytes {after} belong to no tensor",
-                entry.name,
-            )
-        if entry.end >= covered:
-            covered, previous = entry.end, entry.name
-    if covered > payload:
-        yield problem(
-            "truncated-file",
-            f"is {covered - payload:,} bytes short of the {covered:,} that its header describes",
-            previous,
-        )
-    elif aligned(covered, alignment) < payload:
-        yield problem(
-            "trailing-bytes", f"{payload - covered:,} bytes at the end belong to no tensor"
-        )

@@ -27,7 +27,7 @@ from quantrecipe.checkpoint.opening import (
 from quantrecipe.checkpoint.scan import ScanError, Scanner
 from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput, Problem
-from quantrecipe.schema.tensors import SourceFileInfo, TensorInfo
+from quantrecipe.schema.tensors import SourceFileInfo
 
 MAX_HEADER_BYTES: Final = 100_000_000
 LENGTH_BYTES: Final = 8
@@ -89,16 +89,7 @@ def read_open_header(
         raise InvalidInput(limited(problems, path))
     contents = _contents(file, entries, len(header))
     tensors = {
-        entry.name: TensorInfo(
-            name=entry.name,
-            dtype=entry.dtype,
-            shape=entry.shape,
-            file=path,
-            offset=len(header) + entry.begin,
-            nbytes=entry.end - entry.begin,
-            content=contents.get(entry.name),
-        )
-        for entry in entries
+        entry.name: entry.tensor(path, len(header), contents.get(entry.name)) for entry in entries
     }
     found = SourceFileInfo(
         path=path,

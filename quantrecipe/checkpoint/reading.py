@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
+from quantrecipe.checkpoint.closing import Closing
 from quantrecipe.checkpoint.errors import SourceError, source_changed
 from quantrecipe.checkpoint.hub.client import Check, unchecked
 from quantrecipe.checkpoint.hub.ranges import Range
@@ -93,7 +93,7 @@ class _Remote(_Opened):
         """There is nothing to close."""
 
 
-class SourceReader:
+class SourceReader(Closing):
     """Reads bytes of tensors, from any number of threads, through a bounded number of open files.
 
     Every file is held against its size and modification time in the headers that were read before,
@@ -121,17 +121,6 @@ class SourceReader:
         self._closed = False
         remote = any(isinstance(path, HubPath) for path in self._expected)
         self._ahead = ReadAhead() if remote else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close every file; reads that follow are errors."""

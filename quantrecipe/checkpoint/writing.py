@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from quantrecipe.checkpoint.closing import Closing
 from quantrecipe.checkpoint.durable import output_error, reserve, sync_data, sync_folder
 from quantrecipe.schema.problems import OutputError
 from quantrecipe.schema.tensors import OutputFilePlan
@@ -64,7 +64,7 @@ def locate(folder: Path, path: str) -> Path:
     return folder.joinpath(*path.split("/"))
 
 
-class OutputFiles:
+class OutputFiles(Closing):
     """Positional writes into files that are there, each opened at its first write.
 
     Args:
@@ -75,17 +75,6 @@ class OutputFiles:
         self.folder = folder
         self._open: dict[str, _OpenFile] = {}
         self._lock = Lock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def write(self, path: str, position: int, buffer: ReadableBuffer) -> None:
         """Write all of ``buffer`` to a file, from byte ``position`` of it on.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from quantrecipe.formats import get_format
+from quantrecipe.formats.blocks import TargetBlock
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.schema.schemes import AnyScaledWeight
 
@@ -37,9 +38,13 @@ class Buffers:
         return kept[:count].view(dtype).view(shape)
 
 
-def target_views(
-    memory: Buffers, weight: AnyScaledWeight, shape: tuple[int, int], scale: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def target_block(
+    memory: Buffers,
+    weight: AnyScaledWeight,
+    shape: tuple[int, int],
+    scale: Tensor | None = None,
+    encode_scales: Tensor | None = None,
+) -> TargetBlock:
     """Memory for what a block transform writes: codes, scales, and zero points where there are any.
 
     Args:
@@ -47,6 +52,7 @@ def target_views(
         weight: how the block is stored.
         shape: of the block.
         scale: the scales, if they are known before the codes; they are handed on.
+        encode_scales: those that codes are chosen by, if they are others; handed on too.
     """
     wide = shape[0], weight.code_columns(shape[1])
     codes = memory.view("codes out", wide, get_format(weight).code_dtype)
@@ -54,4 +60,4 @@ def target_views(
     if scale is None:
         scale = memory.view("scales out", grid, TORCH_DTYPES[weight.grid_dtype])
     zeros = memory.view("zeros out", grid, torch.uint8) if weight.has_zero_points else None
-    return codes, scale, zeros
+    return TargetBlock(codes, scale, zeros, encode_scales)

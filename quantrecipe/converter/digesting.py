@@ -10,10 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, get_native_id
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from quantrecipe.checkpoint import SourceError, digests, locate
+from quantrecipe.checkpoint.closing import Closing
 from quantrecipe.checkpoint.errors import source_changed
 from quantrecipe.checkpoint.hub.repository import HubPath
 from quantrecipe.checkpoint.known_digests import known_sha256
@@ -30,7 +30,7 @@ from quantrecipe.schema.tensors import OutputFilePlan, SourceFileInfo
 _CHANGED: Final = "was changed or removed while it was read"
 
 
-class _Pool:
+class _Pool(Closing):
     """Threads that hash, and stop when the ``with`` block around them is left."""
 
     def __init__(
@@ -41,15 +41,8 @@ class _Pool:
             threads, thread_name_prefix=f"quantrecipe-{name}", initializer=initializer
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop hashing, and wait for the threads."""
         self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 

@@ -93,8 +93,7 @@ class FactorWorker:
             )
             for start, stop in blocks:
                 with naming(info, start):
-                    codes, scales, zeros = rows.stored_on(self._device, start, stop)
-                    transform.column_absmax(codes, scales, out, zeros_in=zeros)
+                    transform.column_absmax(rows.stored_on(self._device, start, stop), out)
                 # Once it is here, the block has been read, and its memory may be used again.
                 (found,) = self._device.give("column absmax", out)
             return found.clone()

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from quantrecipe.converter.activations import as_quantized, prepared
-from quantrecipe.converter.buffers import target_views
+from quantrecipe.converter.buffers import target_block
 from quantrecipe.converter.devices import Device
 from quantrecipe.converter.given_scales import GivenScales
 from quantrecipe.converter.refusals import naming
 from quantrecipe.converter.source_rows import SourceRows
 from quantrecipe.converter.units import row_blocks, rows_together
 from quantrecipe.formats import get_format
+from quantrecipe.formats.blocks import SourceBlock
 from quantrecipe.formats.error import sums_of_squares
 from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.plan import PlannedModule
@@ -102,7 +103,8 @@ class ProductErrors:
                     scales: tuple[Tensor | None, Tensor | None] = (None, None)
                     if given is not None:
                         scales = given[place].rows(start, start + len(block))
-                    stored = self._stored(block, factors, scales, self._importances[place])
+                    source = SourceBlock(block, factors=factors)
+                    stored = self._stored(source, scales, self._importances[place])
                 with naming(self._measured_as):
                     inputs = prepared(self._tokens, factors, self._module.rotation_size)
                     inputs = as_quantized(inputs, self._module.activation)
@@ -127,33 +129,23 @@ class ProductErrors:
             check()
             for found, factors in zip(maxima, self._candidates, strict=True):
                 with naming(self._module.source.tensors["weight"], start):
-                    found.append(self._transform.absmax(block, None, factors))
+                    found.append(self._transform.absmax(SourceBlock(block, factors=factors)))
         with naming(self._module.source.tensors["weight"]):
             return [GivenScales.of(each, self._weight) for each in maxima]
 
     def _stored(
         self,
-        block: Tensor,
-        factors: Tensor,
+        source: SourceBlock,
         scales: tuple[Tensor | None, Tensor | None],
         importance: Tensor | None,
     ) -> Tensor:
         """A block as its codes and scales mean it, float32 ``[rows, in]``."""
-        rows, columns = block.shape
-        decoding, encoding = scales
-        views = target_views(self._device.memory, self._weight, (rows, columns), decoding)
-        codes, scale, zeros = views
-        self._transform(
-            block,
-            None,
-            factors,
-            codes,
-            scale,
-            importance,
-            zeros_out=zeros,
-            encode_scales=encoding,
+        rows, columns = source.codes.shape
+        target = target_block(self._device.memory, self._weight, (rows, columns), *scales)
+        self._transform(source, target, importance)
+        return get_format(self._weight).decode(
+            target.codes, target.scales, self._weight, zero_point=target.zeros
         )
-        return get_format(self._weight).decode(codes, scale, self._weight, zero_point=zeros)
 
 
 class _Whole:

@@ -8,6 +8,7 @@ from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter.buffers import Buffers
 from quantrecipe.converter.devices import Device
 from quantrecipe.converter.refusals import check_scales, naming
+from quantrecipe.formats.blocks import SourceBlock
 from quantrecipe.formats.memory import as_memory
 from quantrecipe.formats.stored import StoredRows
 from quantrecipe.schema.layout_reading import StoredModule
@@ -59,27 +60,28 @@ class SourceRows:
         self._check(grid, start)
         return grid
 
-    def stored(self, start: int, stop: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Rows in ``format``, their scales and their zero points, where there are any.
+    def stored(self, start: int, stop: int, factors: Tensor | None = None) -> SourceBlock:
+        """Rows in ``format``, and what their columns are to be multiplied by.
 
         Raises:
             InvalidInput: a scale is not finite, or a number that is decoded is not.
         """
         with naming(self.module.tensors["weight"], start):
-            codes, scales, zeros = self.as_stored.given(start, stop)
-        if scales is not None:
-            self._check(scales, start)
-        return codes, scales, zeros
+            block = self.as_stored.given(start, stop, factors)
+        if block.scales is not None:
+            self._check(block.scales, start)
+        return block
 
     def stored_on(
-        self, device: Device, start: int, stop: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As ``stored``, on a device."""
-        codes, scales, zeros = self.stored(start, stop)
-        return (
-            device.take("codes in", codes),
-            None if scales is None else device.take("scales in", scales),
-            None if zeros is None else device.take("zeros in", zeros),
+        self, device: Device, start: int, stop: int, factors: Tensor | None = None
+    ) -> SourceBlock:
+        """As ``stored``, on a device, where the factors are already."""
+        block = self.stored(start, stop)
+        return SourceBlock(
+            device.take("codes in", block.codes),
+            None if block.scales is None else device.take("scales in", block.scales),
+            None if block.zeros is None else device.take("zeros in", block.zeros),
+            factors,
         )
 
     def read(self, start: int, stop: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantrecipe import __version__
-from quantrecipe.converter.buffers import target_views
+from quantrecipe.converter.buffers import target_block
 from quantrecipe.converter.carrying import Carried
 from quantrecipe.converter.devices import CPU, Device
 from quantrecipe.converter.given_scales import GivenScales
@@ -20,6 +20,7 @@ from quantrecipe.converter.storing import written_anew
 from quantrecipe.converter.units import row_blocks, rows_together
 from quantrecipe.formats import RowErrors, cast, get_format, plain_dtype
 from quantrecipe.formats.base import Workspace
+from quantrecipe.formats.blocks import SourceBlock
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.folding import divide_scales, divides_scales, fold_rows, fold_vector
 from quantrecipe.formats.kernels import decode_block
@@ -181,28 +182,17 @@ class _Work:
         errors: list[RowErrors] = []
         for start, stop in self._blocks(module):
             shape = (stop - start, module.source.in_features)
-            decoding, encoding = (None, None) if given is None else given.rows(start, stop)
-            codes, scale, zeros = target_views(self.device.memory, weight, shape, decoding)
+            scales = () if given is None else given.rows(start, stop)
+            target = target_block(self.device.memory, weight, shape, *scales)
             with naming(source, start, start // fmt.row_multiple(weight)):
-                codes_in, scales_in, factors, zeros_in = inputs.read(start, stop)
-                found = transform(
-                    codes_in,
-                    scales_in,
-                    factors,
-                    codes,
-                    scale,
-                    importance,
-                    zeros_in=zeros_in,
-                    zeros_out=zeros,
-                    encode_scales=encoding,
-                )
-                divided = inputs.divided(scale, start, stop)
-            out = self.device.give("out", codes, divided, found.signal, found.noise)
+                found = transform(inputs.read(start, stop), target, importance)
+                divided = inputs.divided(target.scales, start, stop)
+            out = self.device.give("out", target.codes, divided, found.signal, found.noise)
             self._write(module, "weight", out[0])
             if given is None and weight.has_scales:
                 self._write(module, "weight_scale", out[1])
-            if zeros is not None:
-                self._write(module, "weight_zero_point", zeros.cpu())
+            if target.zeros is not None:
+                self._write(module, "weight_zero_point", target.zeros.cpu())
             errors.append(RowErrors(out[2].clone(), out[3].clone(), found.worst_in_scales))
             self._advance(module, stop - start)
         if self.unit.first:
@@ -231,8 +221,7 @@ class _Work:
         maxima: list[Tensor] = []
         for start, stop in self._blocks(module):
             with naming(module.source.tensors["weight"], start):
-                codes, scales, factors, zeros = inputs.read(start, stop)
-                maxima.append(transform.absmax(codes, scales, factors, zeros_in=zeros))
+                maxima.append(transform.absmax(inputs.read(start, stop)))
         with naming(module.source.tensors["weight"]):
             given = GivenScales.of(maxima, weight)
         for role, tensor in given.stored.items():
@@ -268,22 +257,18 @@ class _Inputs:
             PlainWeight(format="float32") if self._rows_divided else self._source
         )
 
-    def read(
-        self, start: int, stop: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Codes, scales, factors and zero points of some rows.
+    def read(self, start: int, stop: int) -> SourceBlock:
+        """Some rows, and the factors that their columns are to be multiplied by.
 
         Raises:
             InvalidInput: a number is not finite.
         """
-        codes, scales, zeros = self._rows.stored_on(self._device, start, stop)
+        block = self._rows.stored_on(self._device, start, stop, self._factors)
         if not self._rows_divided:
-            return codes, scales, self._factors, zeros
+            return block
         assert self._divisors is not None
-        values = decode_block(
-            self._source, codes, scales, self._factors, None, self._scratch, zeros
-        )
-        return fold_rows(values, None, self._divisors[start:stop]), None, None, None
+        values = decode_block(self._source, block, None, self._scratch)
+        return SourceBlock(fold_rows(values, None, self._divisors[start:stop]))
 
     def divided(self, scales: Tensor, start: int, stop: int) -> Tensor:
         """The scales of some rows, as they are stored."""

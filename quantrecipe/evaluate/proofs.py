@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quantrecipe.formats import Unrepresentable, get_format, rows_together, sqnr_db
 from quantrecipe.formats.base import WeightFormat, Workspace
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.clip_search import candidates
 from quantrecipe.formats.folding import FoldedFactors, divide_scales, divides_scales, fold_rows
 from quantrecipe.formats.kernels import decode_block
@@ -89,17 +90,16 @@ def prove_bound(
         codes, zeros = rows_out.codes(start, stop), rows_out.zeros(start, stop)
         scale = rows_out.scales(start, stop)
         try:
-            codes_in, scales_in, zeros_in = rows_in.given(start, stop)
-            stored: tuple[Tensor, Tensor | None, Tensor | None] = codes_in, scales_in, factors
+            block = rows_in.given(start, stop, factors)
             if divisors is not None:
                 rows = divisors[start:stop]
                 rotation = None if rows_divided else module.rotation
-                values = decode_block(rows_in.format, *stored, rotation, Workspace(), zeros_in)
+                values = decode_block(rows_in.format, block, rotation, Workspace())
                 if rows_divided:
-                    stored, zeros_in = (fold_rows(values, None, rows), None, None), None
+                    block = SourceBlock(fold_rows(values, None, rows))
                 else:
                     scale = proof.undivided(values, scale, zeros, rows, start)
-            found = prove(*stored, codes, scale, zeros_in=zeros_in, zeros=zeros)
+            found = prove(block, TargetBlock(codes, scale, zeros))
             proof.take_in(found, scale, zeros, start)
         except Unrepresentable as refused:
             of = module if isinstance(refused, TargetNonFinite) else original

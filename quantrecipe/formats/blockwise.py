@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quantrecipe.formats import get_format
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.error import RowErrors
 from quantrecipe.formats.int4 import Int4Format
@@ -52,128 +53,64 @@ class BlockwiseTransform:
         fmt = get_format(plain.target)
         assert isinstance(fmt, ScaledFormat)
         self._format = fmt
+        self.column_absmax = plain.column_absmax
 
     def __call__(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        codes_out: Tensor,
-        scales_out: Tensor,
-        importance: Tensor | None = None,
-        *,
-        zeros_in: Tensor | None = None,
-        zeros_out: Tensor | None = None,
-        encode_scales: Tensor | None = None,
+        self, source: SourceBlock, target: TargetBlock, importance: Tensor | None = None
     ) -> RowErrors:
-        block = codes_in, scales_in, factors, zeros_in
-        by = scales_out if encode_scales is None else encode_scales
-        found = None
-        if self._takes(codes_in, codes_out, scales_out, zeros_out, by):
-            found = self._rows(block, codes_out, scales_out, zeros_out, by)
-        if found is not None:
-            return found
-        return self._plain(
-            codes_in,
-            scales_in,
-            factors,
-            codes_out,
-            scales_out,
-            importance,
-            zeros_in=zeros_in,
-            zeros_out=zeros_out,
-            encode_scales=encode_scales,
-        )
+        found = self._rows(source, target) if self._takes(source.codes, target) else None
+        return self._plain(source, target, importance) if found is None else found
 
-    def absmax(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        *,
-        zeros_in: Tensor | None = None,
-    ) -> Tensor:
-        block = codes_in, scales_in, factors, zeros_in
-        if _on_cpu(codes_in):
+    def absmax(self, source: SourceBlock) -> Tensor:
+        if _on_cpu(source.codes):
             found = []
-            for part in self._parts(block):
-                weight = self._decoded(block, part)
+            for part in self._parts(source.codes):
+                weight = self._decoded(source, part)
                 amax = None if weight is None else self._measured(weight)
                 if amax is None:
                     break
                 found.append(amax)
             else:
                 return torch.cat(found, dim=-2)
-        return self._plain.absmax(codes_in, scales_in, factors, zeros_in=zeros_in)
+        return self._plain.absmax(source)
 
-    def column_absmax(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        out: Tensor,
-        *,
-        zeros_in: Tensor | None = None,
-    ) -> None:
-        self._plain.column_absmax(codes_in, scales_in, out, zeros_in=zeros_in)
-
-    def _takes(
-        self,
-        codes_in: Tensor,
-        codes_out: Tensor,
-        scales_out: Tensor,
-        zeros_out: Tensor | None,
-        by: Tensor,
-    ) -> bool:
+    def _takes(self, codes_in: Tensor, target: TargetBlock) -> bool:
         """Whether the loops, which check nothing, may be given the memory of these."""
-        target = self._target
-        if not _on_cpu(codes_in) or codes_out.ndim != 2 or len(codes_out) != len(codes_in):
+        spec, codes, zeros = self._target, target.codes, target.zeros
+        if not _on_cpu(codes_in) or codes.ndim != 2 or len(codes) != len(codes_in):
             return False
-        shape = tuple(codes_out.shape)
-        grid, dtype = target.scale_grid(*shape), TORCH_DTYPES[target.grid_dtype]
-        if not takes(codes_out, self._format.code_dtype, shape):
+        shape = tuple(codes.shape)
+        grid, dtype = spec.scale_grid(*shape), TORCH_DTYPES[spec.grid_dtype]
+        if not takes(codes, self._format.code_dtype, shape):
             return False
-        if not takes(scales_out, dtype, grid) or not takes(by, dtype, grid):
+        if not takes(target.scales, dtype, grid) or not takes(target.encoding, dtype, grid):
             return False
-        if (zeros_out is not None) != target.has_zero_points:
+        if (zeros is not None) != spec.has_zero_points:
             return False
-        if zeros_out is not None and not takes(zeros_out, torch.uint8, grid):
+        if zeros is not None and not takes(zeros, torch.uint8, grid):
             return False
-        if not target.scales_together:
-            return by is scales_out
-        low, high = extremes(by)
-        return (low > 0 or (low == 0 and target.has_zero_scales)) and high < float("inf")
+        if not spec.scales_together:
+            return target.encoding is target.scales
+        low, high = extremes(target.encoding)
+        return (low > 0 or (low == 0 and spec.has_zero_scales)) and high < float("inf")
 
-    def _rows(
-        self,
-        block: _Block,
-        codes_out: Tensor,
-        scales_out: Tensor,
-        zeros_out: Tensor | None,
-        by: Tensor,
-    ) -> RowErrors | None:
+    def _rows(self, source: SourceBlock, target: TargetBlock) -> RowErrors | None:
         """All there is to do, a few rows at a time; ``None`` if the plain path shall look at it."""
-        rows, columns = codes_out.shape
+        rows, columns = target.codes.shape
         signal, noise = np.empty(rows), np.empty(rows)
         worst = 0
-        for part in self._parts(block):
-            weight = self._decoded(block, part)
+        for part in self._parts(source.codes):
+            weight = self._decoded(source, part)
             if weight is None or weight.shape[1] != columns:
                 return None
-            zeros = None if zeros_out is None else zeros_out[part]
-            if not self._target.scales_together and not self._choose(
-                weight, scales_out[part], zeros
-            ):
+            scales = target.scales[part]
+            zeros = None if target.zeros is None else target.zeros[part]
+            if not self._target.scales_together and not self._choose(weight, scales, zeros):
                 return None
             numbers = weight.numpy()
             self._squares(numbers, signal[part])
-            scales = scales_out[part]
-            found = self._encode(
-                weight,
-                scales if by is scales_out else by[part],
-                scales,
-                zeros,
-                codes_out[part],
-            )
+            by = scales if target.encode_scales is None else target.encode_scales[part]
+            found = self._encode(weight, by, scales, zeros, target.codes[part])
             worst = max(worst, found)
             self._squares(numbers, noise[part])
         largest = float(np.int32(worst).view(np.float32))
@@ -182,18 +119,18 @@ class BlockwiseTransform:
             return None
         return RowErrors(torch.from_numpy(signal), torch.from_numpy(noise), largest)
 
-    def _parts(self, block: _Block) -> list[slice]:
+    def _parts(self, codes: Tensor) -> list[slice]:
         """Runs of rows that are worked on together; none cuts a scaling group of the source."""
-        codes, source = block[0], self._plain.source
+        source = self._plain.source
         step = max(1, _AT_A_TIME // codes.shape[1])
         if isinstance(source, ScaledWeight) and source.granularity != "tensor":
             height = source.group_shape(*codes.shape)[0]
             step = -(-step // height) * height
         return [slice(first, first + step) for first in range(0, len(codes), step)]
 
-    def _decoded(self, block: _Block, part: slice) -> Tensor | None:
+    def _decoded(self, block: SourceBlock, part: slice) -> Tensor | None:
         """Rows of the source as float32, which may be overwritten; ``None`` if one is refused."""
-        codes, scales, factors, zeros = block
+        codes, scales, zeros = block.codes, block.scales, block.zeros
         source, grid = self._plain.source, part
         if isinstance(source, ScaledWeight):
             height = source.group_shape(*codes.shape)[0]
@@ -201,13 +138,14 @@ class BlockwiseTransform:
                 grid = slice(None)
             else:
                 grid = slice(part.start // height, -(-part.stop // height))
+        rows = SourceBlock(
+            codes[part],
+            None if scales is None else scales[grid],
+            None if zeros is None else zeros[grid],
+            block.factors,
+        )
         try:
-            return self._plain.decode(
-                codes[part],
-                None if scales is None else scales[grid],
-                factors,
-                None if zeros is None else zeros[grid],
-            )
+            return self._plain.decode(rows)
         except Unrepresentable:
             return None
 
@@ -259,9 +197,6 @@ class BlockwiseTransform:
     def _runs(self, block: Tensor) -> Any:
         """The numbers of a block of rows, group after group."""
         return block.view(-1, self._target.group_shape(*block.shape)[1]).numpy()
-
-
-_Block = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def _on_cpu(codes: Tensor) -> bool:

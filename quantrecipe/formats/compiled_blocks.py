@@ -27,6 +27,11 @@ _INFINITY: Final = np.int32(0x7F800000)
 _BETWEEN: Final = np.array(BETWEEN, np.float32)
 _LEVELS: Final = np.array(LEVELS, np.float32)
 
+# Of a small float type: its bits, those of its mantissa, the bias of its exponent, and the float32
+# bits of its largest number.
+_E2M1: Final = (4, 1, 1, np.int32(0x40C00000))
+_E4M3: Final = (8, 3, 7, np.int32(0x43E00000))
+
 
 @inlined
 def _bits(number: Any) -> Any:
@@ -53,6 +58,9 @@ def _ordered(number: Any) -> Any:
 
 # Loops over a run count to a width that is not known when they are compiled: a constant one would
 # be unrolled before it is vectorized, and stay scalar.
+#
+# Each format has such a loop of its own. In one that formats share, what they differ in would be
+# arguments, no constants when it is compiled, and it has been seen to take two fifths longer.
 
 
 @cached()
@@ -83,7 +91,7 @@ def extremes(w: _Floats, low: _Floats, high: _Floats) -> bool:
 
 
 @inlined
-def _float_code(ratio: Any, mantissa: int, bias: int, top: Any) -> Any:
+def _float_code(ratio: Any, width: int, mantissa: int, bias: int, top: Any) -> Any:
     """The code of the nearest number of a small float type, ties to even, and that number.
 
     Added to ``step``, a power of two, a magnitude is rounded to the step of the codes around it:
@@ -99,7 +107,8 @@ def _float_code(ratio: Any, mantissa: int, bias: int, top: Any) -> Any:
     shifted = _number(magnitude) + _number(step)
     code = np.int32(np.int32(_bits(shifted) - step) + np.int32(np.int32(power - normal) >> shift))
     sign = np.int32(bits & np.int32(-0x80000000))
-    return code, _number(_bits(shifted - _number(step)) | sign), sign
+    code |= np.int32((sign >> np.int32(32 - width)) & np.int32(1 << (width - 1)))
+    return code, _number(_bits(shifted - _number(step)) | sign)
 
 
 @inlined
@@ -107,6 +116,14 @@ def _in_scales(largest: Any, scale: Any) -> Any:
     """An error's bits divided by a scale, as bits: in the order of magnitudes, NaNs last."""
     divisor = abs(scale)
     return _bits(_number(largest) / (divisor if divisor != np.float32(0) else np.float32(1)))
+
+
+@inlined
+def _leave(w: _Floats, codes: _Bytes, run: int, j: int, code: Any, decoded: Any) -> Any:
+    """Leave a number's code, and its error in its place; the bits of the error's magnitude."""
+    codes[run, j] = np.uint8(code)
+    w[run, j] = decoded - w[run, j]
+    return _magnitude(w[run, j])
 
 
 @cached()
@@ -118,15 +135,12 @@ def encode_nvfp4(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.
         largest = np.int32(0)
         if divisor == np.float32(0):
             for j in range(w.shape[1]):
-                codes[run, j] = np.uint8(0)
-                w[run, j] = -w[run, j]
-                largest = max(largest, _magnitude(w[run, j]))
+                # -0.0 less a number is its negative, of zeros too.
+                largest = max(largest, _leave(w, codes, run, j, 0, np.float32(-0.0)))
         else:
             for j in range(w.shape[1]):
-                code, level, sign = _float_code(w[run, j] / divisor, 1, 1, np.int32(0x40C00000))
-                codes[run, j] = np.uint8(code | np.int32((sign >> np.int32(28)) & np.int32(8)))
-                w[run, j] = level * scale - w[run, j]
-                largest = max(largest, _magnitude(w[run, j]))
+                code, level = _float_code(w[run, j] / divisor, *_E2M1)
+                largest = max(largest, _leave(w, codes, run, j, code, level * scale))
         worst = max(worst, _in_scales(largest, scale))
     return worst
 
@@ -139,10 +153,8 @@ def encode_mxfp4(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.
         factor, scale = by[run], scales[run]
         largest = np.int32(0)
         for j in range(w.shape[1]):
-            code, level, sign = _float_code(w[run, j] * factor, 1, 1, np.int32(0x40C00000))
-            codes[run, j] = np.uint8(code | np.int32((sign >> np.int32(28)) & np.int32(8)))
-            w[run, j] = level * scale - w[run, j]
-            largest = max(largest, _magnitude(w[run, j]))
+            code, level = _float_code(w[run, j] * factor, *_E2M1)
+            largest = max(largest, _leave(w, codes, run, j, code, level * scale))
         worst = max(worst, _in_scales(largest, scale))
     return worst
 
@@ -155,10 +167,8 @@ def encode_mxfp8(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.
         factor, scale = by[run], scales[run]
         largest = np.int32(0)
         for j in range(w.shape[1]):
-            code, level, sign = _float_code(w[run, j] * factor, 3, 7, np.int32(0x43E00000))
-            codes[run, j] = np.uint8(code | np.int32((sign >> np.int32(24)) & np.int32(0x80)))
-            w[run, j] = level * scale - w[run, j]
-            largest = max(largest, _magnitude(w[run, j]))
+            code, level = _float_code(w[run, j] * factor, *_E4M3)
+            largest = max(largest, _leave(w, codes, run, j, code, level * scale))
         worst = max(worst, _in_scales(largest, scale))
     return worst
 
@@ -177,9 +187,7 @@ def encode_nf4(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> np.in
                 above = ratio > _BETWEEN[k]
                 code += np.int32(above)
                 level = _LEVELS[k + 1] if above else level
-            codes[run, j] = np.uint8(code)
-            w[run, j] = level * scale - w[run, j]
-            largest = max(largest, _magnitude(w[run, j]))
+            largest = max(largest, _leave(w, codes, run, j, code, level * scale))
         worst = max(worst, _in_scales(largest, scale))
     return worst
 
@@ -197,9 +205,8 @@ def encode_int4(
         for j in range(w.shape[1]):
             ratio = min(max(w[run, j] / divisor, -wide), wide)
             code = min(max((ratio + shifter) - shifter + zero, least), most)
-            codes[run, j] = np.uint8(np.int32(code))
-            w[run, j] = (code - zero) * scale - w[run, j]
-            largest = max(largest, _magnitude(w[run, j]))
+            decoded = (code - zero) * scale
+            largest = max(largest, _leave(w, codes, run, j, np.int32(code), decoded))
         worst = max(worst, _in_scales(largest, scale))
     return worst
 
@@ -216,9 +223,9 @@ def encode_llm_int8(w: _Floats, by: _Floats, scales: _Floats, codes: _Bytes) -> 
         for j in range(w.shape[1]):
             shifted = min(max(w[run, j] * factor, -top), top) + shifter
             code = np.int32(_bits(shifted) - zero)
-            codes[run, j] = np.uint8(np.int32(min(max(code, np.int32(-128)), np.int32(127))))
-            w[run, j] = (shifted - shifter) * scale * step - w[run, j]
-            largest = max(largest, _magnitude(w[run, j]))
+            code = np.int32(min(max(code, np.int32(-128)), np.int32(127)))
+            decoded = (shifted - shifter) * scale * step
+            largest = max(largest, _leave(w, codes, run, j, code, decoded))
         worst = max(worst, _in_scales(largest, scale))
     return worst
 

@@ -1,4 +1,4 @@
-"""What ``transform`` and ``proof`` share: blocks as they are stored, and the compiled loops."""
+"""What ``transform`` and ``proof`` share: reading their source, in torch and for compiled loops."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from torch import Tensor
 
 from quantrecipe.formats import get_format, to_float32
 from quantrecipe.formats.base import Workspace
+from quantrecipe.formats.blocks import SourceBlock
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.loops import load_loops
 from quantrecipe.formats.refusals import all_finite, refuse_non_finite
 from quantrecipe.formats.rotation import rotate_
-from quantrecipe.schema.schemes import AnyWeight, Hadamard, PlainWeight, ScaledWeight
+from quantrecipe.schema.schemes import (
+    AnyScaledWeight,
+    AnyWeight,
+    Hadamard,
+    PlainWeight,
+    ScaledWeight,
+)
 
 
 def load_kernels() -> ModuleType | None:
@@ -34,19 +41,14 @@ class Scratch(threading.local):
 
 
 def decode_block(
-    source: AnyWeight,
-    codes: Tensor,
-    scales: Tensor | None,
-    factors: Tensor | None,
-    rotation: Hadamard | None,
-    workspace: Workspace,
-    zeros: Tensor | None = None,
+    source: AnyWeight, block: SourceBlock, rotation: Hadamard | None, workspace: Workspace
 ) -> Tensor:
     """A stored block as float32, smoothed, then rotated, in the memory of ``workspace``.
 
     Raises:
         Unrepresentable: a number is not finite, or beyond float32.
     """
+    codes, scales = block.codes, block.scales
     if isinstance(source, PlainWeight):
         weight = workspace.like(codes)
         to_float32(codes, out=weight)
@@ -54,9 +56,9 @@ def decode_block(
         weight = workspace.shaped((len(codes), source.number_columns(codes.shape[1])), codes.device)
         if scales is None:
             raise ValueError("codes without a scale are no numbers")
-        get_format(source).decode(codes, scales, source, out=weight, zero_point=zeros)
-    if factors is not None:
-        weight.mul_(factors)
+        get_format(source).decode(codes, scales, source, out=weight, zero_point=block.zeros)
+    if block.factors is not None:
+        weight.mul_(block.factors)
     if rotation is None:
         return weight
     # Here it still has its own column: rotated it would spoil a block of them.
@@ -65,7 +67,30 @@ def decode_block(
     return rotate_(weight, rotation.size)
 
 
-class BlockSource:
+class PlainSteps:
+    """What a transform and a proof in torch begin with. Threads may share it.
+
+    Args:
+        source: how the weight is stored.
+        target: how it shall be stored.
+        rotation: what its columns are rotated by, once they are smoothed.
+    """
+
+    def __init__(
+        self, source: AnyWeight, target: AnyScaledWeight, rotation: Hadamard | None = None
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.rotation = rotation
+        self.format = get_format(target)
+        self._scratch = Scratch()
+
+    def decode(self, block: SourceBlock) -> Tensor:
+        """The numbers that codes are computed from, in memory that the next call reuses."""
+        return decode_block(self.source, block, self.rotation, self._scratch.values)
+
+
+class SourceArguments:
     """What the kernels are told of a block's source."""
 
     def __init__(self, weight: AnyWeight, rotation: Hadamard | None, kind: int) -> None:
@@ -76,10 +101,9 @@ class BlockSource:
             weight.code_dtype if isinstance(weight, ScaledWeight) else weight.format
         ]
 
-    def arguments(
-        self, codes: Tensor, scales: Tensor | None, factors: Tensor | None
-    ) -> tuple[Any, ...] | None:
+    def of(self, block: SourceBlock) -> tuple[Any, ...] | None:
         """The kernels' first arguments; ``None`` for a block that the plain path shall look at."""
+        codes, scales, factors = block.codes, block.scales, block.factors
         shape = tuple(codes.shape)
         if len(shape) != 2 or not codes.numel() or not takes(codes, self._dtype, shape):
             return None

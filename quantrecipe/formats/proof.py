@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from quantrecipe.formats import NonFinite, get_format
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.error import RowErrors, errors_of
-from quantrecipe.formats.kernels import BlockSource, Scratch, decode_block, load_kernels, takes
+from quantrecipe.formats.kernels import PlainSteps, SourceArguments, load_kernels, takes
 from quantrecipe.formats.refusals import extremes
 from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, Hadamard
 
@@ -67,29 +68,13 @@ class BlockProof(Protocol):
     Threads may share it.
     """
 
-    def __call__(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        codes: Tensor,
-        scales: Tensor,
-        *,
-        zeros_in: Tensor | None = None,
-        zeros: Tensor | None = None,
-    ) -> Proven:
-        """Hold the target's codes and scales, as stored, to the source's block.
+    def __call__(self, source: SourceBlock, target: TargetBlock) -> Proven:
+        """Hold the target's codes and scales, as stored, to the source's.
 
         Args:
-            codes_in: the source's codes or plain numbers.
-            scales_in: the source's scales; ``None`` for a plain dtype.
-            factors: what the source's columns were multiplied by, ``[in]``, or ``None``. Bounds
-                are of the rotated columns where they were rotated after that: the same float32
-                numbers that the codes were computed from.
-            codes: the target's codes.
-            scales: the target's scales.
-            zeros_in: the source's zero points, where its format has them.
-            zeros: the target's zero points, where its format has them.
+            source: what the target is held to. Where the source's columns were rotated, bounds are
+                of the rotated ones: the same float32 numbers that the codes were computed from.
+            target: codes, scales and zero points.
 
         Raises:
             Unrepresentable: a number of the source is none; carries its row and column.
@@ -112,48 +97,22 @@ def block_proof(
     return CompiledProof(plain, kernels)
 
 
-class PlainProof:
-    """``BlockProof`` in torch, step by step.
+class PlainProof(PlainSteps):
+    """``BlockProof`` in torch, step by step."""
 
-    Args:
-        source: how the source is stored.
-        target: how the target is stored.
-        rotation: what the source's columns were rotated by.
-    """
-
-    def __init__(
-        self, source: AnyWeight, target: AnyScaledWeight, rotation: Hadamard | None = None
-    ) -> None:
-        self.source = source
-        self.target = target
-        self.rotation = rotation
-        self._format = get_format(target)
-        self._scratch = Scratch()
-
-    def __call__(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        codes: Tensor,
-        scales: Tensor,
-        *,
-        zeros_in: Tensor | None = None,
-        zeros: Tensor | None = None,
-    ) -> Proven:
-        fmt, target, scratch = self._format, self.target, self._scratch
-        weight = decode_block(
-            self.source, codes_in, scales_in, factors, self.rotation, scratch.values, zeros_in
-        )
-        amax = fmt.measure(weight, target)
-        decoded = scratch.steps.like(weight)
+    def __call__(self, source: SourceBlock, target: TargetBlock) -> Proven:
+        fmt, spec = self.format, self.target
+        codes, scales, zeros = target.codes, target.scales, target.zeros
+        weight = self.decode(source)
+        amax = fmt.measure(weight, spec)
+        decoded = self._scratch.steps.like(weight)
         try:
-            fmt.decode(codes, scales, target, out=decoded, zero_point=zeros)
+            fmt.decode(codes, scales, spec, out=decoded, zero_point=zeros)
         except NonFinite as refused:
             raise TargetNonFinite(refused.what, refused.index) from None
         error = decoded.double().sub_(weight).abs_()
-        bound = fmt.bound(weight, codes, scales, target, zero_point=zeros).mul_(SLACK)
-        errors = errors_of(decoded.sub_(weight), weight, scales, target)
+        bound = fmt.bound(weight, codes, scales, spec, zero_point=zeros).mul_(SLACK)
+        errors = errors_of(decoded.sub_(weight), weight, scales, spec)
         return Proven(amax, errors, *_compared(error, bound))
 
 
@@ -182,22 +141,14 @@ class CompiledProof:
         self._kernels = kernels
         self._target = plain.target
         self._format = get_format(plain.target)
-        self._source = BlockSource(plain.source, plain.rotation, kernels.KINDS[plain.source.format])
+        self._source = SourceArguments(
+            plain.source, plain.rotation, kernels.KINDS[plain.source.format]
+        )
 
-    def __call__(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        codes: Tensor,
-        scales: Tensor,
-        *,
-        zeros_in: Tensor | None = None,
-        zeros: Tensor | None = None,
-    ) -> Proven:
-        block = self._source.arguments(codes_in, scales_in, factors)
-        if block is not None and self._takes(codes_in, codes, scales):
-            rows, columns = codes_in.shape
+    def __call__(self, source: SourceBlock, target: TargetBlock) -> Proven:
+        block, codes, scales = self._source.of(source), target.codes, target.scales
+        if block is not None and self._takes(source.codes, codes, scales):
+            rows, columns = source.codes.shape
             signal, noise = np.empty(rows), np.empty(rows)
             amax = torch.empty(scales.shape)
             of_bound, worst = self._kernels.prove(
@@ -214,7 +165,7 @@ class CompiledProof:
             if 0 <= of_bound <= 1:
                 sums = torch.from_numpy(signal), torch.from_numpy(noise)
                 return Proven(amax, RowErrors(*sums, float(worst)), float(of_bound), 0, None)
-        return self._plain(codes_in, scales_in, factors, codes, scales)
+        return self._plain(source, target)
 
     def _takes(self, codes_in: Tensor, codes: Tensor, scales: Tensor) -> bool:
         """Whether the target is what the kernel expects, and none of its numbers can overflow."""

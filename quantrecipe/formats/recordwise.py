@@ -6,6 +6,7 @@ the plain transform, which knows which number it is.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.error import RowErrors
 from quantrecipe.formats.kernels import takes
 from quantrecipe.formats.records import RecordFormat
@@ -44,63 +46,34 @@ class RecordTransform:
         self.column_absmax = plain.column_absmax
 
     def __call__(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        codes_out: Tensor,
-        scales_out: Tensor,
-        importance: Tensor | None = None,
-        *,
-        zeros_in: Tensor | None = None,
-        zeros_out: Tensor | None = None,
-        encode_scales: Tensor | None = None,
+        self, source: SourceBlock, target: TargetBlock, importance: Tensor | None = None
     ) -> RowErrors:
-        found = self._rows(codes_in, scales_in, factors, zeros_in, codes_out)
-        if found is not None:
-            return found
-        return self._plain(
-            codes_in,
-            scales_in,
-            factors,
-            codes_out,
-            scales_out,
-            importance,
-            zeros_in=zeros_in,
-            zeros_out=zeros_out,
-            encode_scales=encode_scales,
-        )
+        found = self._rows(source, target.codes)
+        return self._plain(source, target, importance) if found is None else found
 
-    def _rows(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        zeros_in: Tensor | None,
-        codes_out: Tensor,
-    ) -> RowErrors | None:
+    def _rows(self, source: SourceBlock, codes: Tensor) -> RowErrors | None:
         """All there is to do, or ``None`` if the plain path shall look at it."""
-        if isinstance(self._plain.source, ScaledWeight) or codes_in.device.type != "cpu":
+        if isinstance(self._plain.source, ScaledWeight) or source.codes.device.type != "cpu":
             return None
-        rows, columns = codes_in.shape
+        rows, columns = source.codes.shape
         shape = rows, self._format.code_columns(columns)
-        if not takes(codes_out, torch.uint8, shape):
+        if not takes(codes, torch.uint8, shape):
             return None
         signal, noise, worst = np.empty(rows), np.empty(rows), np.float32(0)
         step = max(1, _AT_A_TIME // columns)
         for first in range(0, rows, step):
             part = slice(first, first + step)
             try:
-                weight = self._plain.decode(codes_in[part], scales_in, factors, zeros_in)
+                weight = self._plain.decode(replace(source, codes=source.codes[part]))
                 self._format.measure(weight, self._plain.target)
             except Unrepresentable:
                 return None
             numbers = weight.numpy()
             self._squares(numbers, signal[part])
             largest = self._largest(weight)
-            self._format.encode(weight, weight.new_empty(0), self._plain.target, codes_out[part])
+            self._format.encode(weight, weight.new_empty(0), self._plain.target, codes[part])
             error = self._format.decode(
-                codes_out[part], weight.new_empty(0), self._plain.target, checked=False
+                codes[part], weight.new_empty(0), self._plain.target, checked=False
             ).sub_(weight)
             self._squares(error.numpy(), noise[part])
             largest[largest == 0] = 1

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quantrecipe.formats import get_format, to_float32
 from quantrecipe.formats.arrangement import swizzle, unswizzle
+from quantrecipe.formats.blocks import SourceBlock
 from quantrecipe.formats.constants import CONSTANTS, contradicts
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.packing import pack, pack_down, unpack, unpack_down
@@ -160,17 +161,17 @@ class StoredRows:
         self._read(info, start // packing.codes * columns * dtype.itemsize, out)
         return unpack_down(out, packing, stop - start)
 
-    def given(self, start: int, stop: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Rows in ``format``, their scales and their zero points, where there are any.
+    def given(self, start: int, stop: int, factors: Tensor | None = None) -> SourceBlock:
+        """Rows in ``format``, and what their columns are to be multiplied by.
 
         Raises:
             Unrepresentable: a number that had to be decoded is not finite.
         """
         if self.undone:
-            return self.decoded(start, stop), None, None
+            return SourceBlock(self.decoded(start, stop), factors=factors)
         plain = isinstance(self.module.weight, PlainWeight)
         scales = None if plain else self.scales(start, stop)
-        return self.codes(start, stop), scales, self.zeros(start, stop)
+        return SourceBlock(self.codes(start, stop), scales, self.zeros(start, stop), factors)
 
     def decoded(self, start: int, stop: int) -> Tensor:
         """Rows as float32 ``[rows, in]``: rotated back, and divided by the smoothing factors.

@@ -10,6 +10,7 @@ encoding that are compiled. Sums of errors have one order too (``error.sums_of_s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, Final, Protocol
 
@@ -18,11 +19,18 @@ import torch
 from torch import Tensor
 
 from quantrecipe.formats import get_format
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.blockwise import BlockwiseTransform, covers
 from quantrecipe.formats.clip_search import choose_scales, column_weights
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.error import RowErrors, row_errors
-from quantrecipe.formats.kernels import BlockSource, Scratch, decode_block, load_kernels, takes
+from quantrecipe.formats.kernels import (
+    PlainSteps,
+    SourceArguments,
+    decode_block,
+    load_kernels,
+    takes,
+)
 from quantrecipe.formats.loops import load_loops
 from quantrecipe.formats.records import RecordFormat
 from quantrecipe.formats.recordwise import RecordTransform
@@ -39,55 +47,26 @@ bfloat16 on one core. The first time on a machine it compiles for about 10 s ins
 class BlockTransform(Protocol):
     """Row blocks of one weight, from source to target. Threads may share it.
 
-    A block is any run of rows that begins at a multiple of the row multiples of source and target
-    (``WeightFormat.row_multiple``), contiguous, and as stored: codes ``[rows, in]`` in the dtype of
-    the format, scales the rows of the canonical grid that belong to it, in the stored dtype.
-    Nothing that is returned depends on how a weight is cut into blocks.
+    Blocks are cut as ``blocks`` says; nothing that is returned depends on how.
     """
 
     def __call__(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        codes_out: Tensor,
-        scales_out: Tensor,
-        importance: Tensor | None = None,
-        *,
-        zeros_in: Tensor | None = None,
-        zeros_out: Tensor | None = None,
-        encode_scales: Tensor | None = None,
+        self, source: SourceBlock, target: TargetBlock, importance: Tensor | None = None
     ) -> RowErrors:
         """Decode, multiply by the factors, rotate, choose scales, encode, measure the error.
 
         Args:
-            codes_in: the source's codes or plain numbers.
-            scales_in: the source's scales, finite; ``None`` for a plain dtype.
-            factors: float32 ``[in]``, or ``None``.
-            codes_out: receives the target's codes.
-            scales_out: receives the target's scales. Where those of a weight are chosen together
-                (``ScaledWeight.scales_together``) they are read, chosen from ``absmax`` over all
-                blocks.
+            source: what is read.
+            target: receives codes, scales and zero points.
             importance: what each column's squared errors count for the quantizer, float32 ``[in]``;
                 ``None``: all the same.
-            zeros_in: the source's zero points, where its format has them.
-            zeros_out: receives the target's zero points, where its format has them.
-            encode_scales: the scales that codes are chosen by, where they are not those that codes
-                are decoded with.
 
         Raises:
             NonFinite: a number of the source is none; carries its row and column in the block.
-            ScaleOutOfRange: a scale overflows; carries its row and column in ``scales_out``.
+            ScaleOutOfRange: a scale overflows; carries its row and column in the grid.
         """
 
-    def absmax(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        *,
-        zeros_in: Tensor | None = None,
-    ) -> Tensor:
+    def absmax(self, source: SourceBlock) -> Tensor:
         """The largest magnitude of each scaling group of the decoded, smoothed and rotated block.
 
         As ``WeightFormat.measure`` gives it: float32 ``[1, 1]`` where all of it has one scale.
@@ -96,17 +75,11 @@ class BlockTransform(Protocol):
             NonFinite: as above.
         """
 
-    def column_absmax(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        out: Tensor,
-        *,
-        zeros_in: Tensor | None = None,
-    ) -> None:
+    def column_absmax(self, source: SourceBlock, out: Tensor) -> None:
         """Raise ``out`` (float32 ``[in]``) to each decoded column's largest magnitude.
 
-        A NaN in a column comes through, as does an infinity.
+        The block's factors are left out: it is from these maxima that factors are chosen. A NaN in
+        a column comes through, as does an infinity.
 
         Raises:
             NonFinite: a code or a product with its scale is no finite number.
@@ -146,104 +119,52 @@ def block_transform(
     return plain
 
 
-class PlainTransform:
-    """``BlockTransform`` in torch, step by step.
-
-    Args:
-        source: how the weight is stored.
-        target: how it shall be stored.
-        rotation: what its columns are rotated by.
-    """
-
-    def __init__(
-        self, source: AnyWeight, target: AnyScaledWeight, rotation: Hadamard | None = None
-    ) -> None:
-        self.source = source
-        self.target = target
-        self.rotation = rotation
-        self.format = get_format(target)
-        self._scratch = Scratch()
+class PlainTransform(PlainSteps):
+    """``BlockTransform`` in torch, step by step."""
 
     def __call__(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        codes_out: Tensor,
-        scales_out: Tensor,
-        importance: Tensor | None = None,
-        *,
-        zeros_in: Tensor | None = None,
-        zeros_out: Tensor | None = None,
-        encode_scales: Tensor | None = None,
+        self, source: SourceBlock, target: TargetBlock, importance: Tensor | None = None
     ) -> RowErrors:
-        weight = self.decode(codes_in, scales_in, factors, zeros_in)
-        fmt, target, workspace = self.format, self.target, self._scratch.steps
-        given = target.scales_together
+        weight = self.decode(source)
+        fmt, spec, workspace = self.format, self.target, self._scratch.steps
+        given = spec.scales_together
         if not given:
             scales, zeros = choose_scales(
-                weight, fmt, target, importance, codes=codes_out, workspace=workspace
+                weight, fmt, spec, importance, codes=target.codes, workspace=workspace
             )
-            scales_out.copy_(scales)
-            if zeros is not None and zeros_out is not None:
-                zeros_out.copy_(zeros)
+            target.scales.copy_(scales)
+            if zeros is not None and target.zeros is not None:
+                target.zeros.copy_(zeros)
         fmt.encode(
             weight,
-            scales_out if encode_scales is None else encode_scales,
-            target,
-            codes_out,
-            zero_point=zeros_out,
+            target.encoding,
+            spec,
+            target.codes,
+            zero_point=target.zeros,
             workspace=workspace,
             checked=given,
         )
         # What has just been encoded are numbers: nothing waits for the device to say so.
         return row_errors(
             weight,
-            codes_out,
-            scales_out,
+            target.codes,
+            target.scales,
             fmt,
-            target,
+            spec,
             workspace,
-            zero_point=zeros_out,
+            zero_point=target.zeros,
             checked=False,
         )
 
-    def absmax(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        *,
-        zeros_in: Tensor | None = None,
-    ) -> Tensor:
-        weight = self.decode(codes_in, scales_in, factors, zeros_in)
-        return self.format.measure(weight, self.target)
+    def absmax(self, source: SourceBlock) -> Tensor:
+        return self.format.measure(self.decode(source), self.target)
 
-    def column_absmax(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        out: Tensor,
-        *,
-        zeros_in: Tensor | None = None,
-    ) -> None:
+    def column_absmax(self, source: SourceBlock, out: Tensor) -> None:
         weight = decode_block(
-            self.source, codes_in, scales_in, None, None, self._scratch.values, zeros_in
+            self.source, replace(source, factors=None), None, self._scratch.values
         )
         torch.maximum(out, weight.amax(0), out=out)
         torch.maximum(out, weight.amin(0).neg_(), out=out)
-
-    def decode(
-        self,
-        codes: Tensor,
-        scales: Tensor | None,
-        factors: Tensor | None,
-        zeros: Tensor | None,
-    ) -> Tensor:
-        """The source's numbers as codes are computed from, in memory that the next call reuses."""
-        return decode_block(
-            self.source, codes, scales, factors, self.rotation, self._scratch.values, zeros
-        )
 
 
 class CompiledTransform:
@@ -261,7 +182,9 @@ class CompiledTransform:
         self._given = plain.target.scales_together
         self._code_dtype = get_format(plain.target).code_dtype
         self._scale_dtype = TORCH_DTYPES[plain.target.grid_dtype]
-        self._source = BlockSource(plain.source, plain.rotation, kernels.KINDS[plain.source.format])
+        self._source = SourceArguments(
+            plain.source, plain.rotation, kernels.KINDS[plain.source.format]
+        )
         self._itemsize = TORCH_DTYPES[plain.source.format].itemsize
         quantizer = plain.target.quantizer
         self._ratios = (
@@ -269,43 +192,33 @@ class CompiledTransform:
         )
 
     def __call__(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        codes_out: Tensor,
-        scales_out: Tensor,
-        importance: Tensor | None = None,
-        *,
-        zeros_in: Tensor | None = None,
-        zeros_out: Tensor | None = None,
-        encode_scales: Tensor | None = None,
+        self, source: SourceBlock, target: TargetBlock, importance: Tensor | None = None
     ) -> RowErrors:
-        block = self._source.arguments(codes_in, scales_in, factors)
-        scales = self._scales(codes_in, codes_out, scales_out)
+        block, codes = self._source.of(source), target.codes
+        scales = self._scales(source.codes, target)
         if block is not None and scales is not None and self._search(block, scales, importance):
-            rows, columns = codes_in.shape
+            rows, columns = source.codes.shape
             signal, noise = np.empty(rows), np.empty(rows)
             chosen = self._given or self._ratios is not None
             phase = self._kernels.ENCODE if chosen else self._kernels.MEASURE
-            target = self._target
+            spec = self._target
             worst = self._kernels.transform(
                 *block,
                 phase,
                 self._kernels.ENCODE,
-                self._kernels.KINDS[target.format],
-                codes_out.view(torch.uint8).numpy(),
-                self._kernels.KINDS[target.scale_dtype],
+                self._kernels.KINDS[spec.format],
+                codes.view(torch.uint8).numpy(),
+                self._kernels.KINDS[spec.scale_dtype],
                 scales.numpy(),
-                *target.group_shape(rows, columns),
+                *spec.group_shape(rows, columns),
                 signal,
                 noise,
             )
             if worst != self._kernels.REFUSED:
                 if not self._given:
-                    scales_out.copy_(scales)
+                    target.scales.copy_(scales)
                 return RowErrors(torch.from_numpy(signal), torch.from_numpy(noise), float(worst))
-        return self._plain(codes_in, scales_in, factors, codes_out, scales_out, importance)
+        return self._plain(source, target, importance)
 
     def _search(self, block: tuple[Any, ...], scales: Tensor, importance: Tensor | None) -> bool:
         """Choose ``scales`` by search, if they are; false if the plain path shall look at it."""
@@ -328,15 +241,8 @@ class CompiledTransform:
         )
         return found
 
-    def absmax(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        factors: Tensor | None,
-        *,
-        zeros_in: Tensor | None = None,
-    ) -> Tensor:
-        block = self._source.arguments(codes_in, scales_in, factors)
+    def absmax(self, source: SourceBlock) -> Tensor:
+        block = self._source.of(source)
         if block is not None:
             kernels, amax, none = self._kernels, torch.empty(1, 1), np.empty(0)
             largest = kernels.transform(
@@ -344,42 +250,35 @@ class CompiledTransform:
                 kernels.MEASURE,
                 kernels.MEASURE,
                 kernels.INT8,
-                np.empty((0, codes_in.shape[1]), np.uint8),
+                np.empty((0, source.codes.shape[1]), np.uint8),
                 kernels.FLOAT32,
                 amax.numpy(),
-                *codes_in.shape,
+                *source.codes.shape,
                 none,
                 none,
             )
             if largest != kernels.REFUSED:
                 return amax
-        return self._plain.absmax(codes_in, scales_in, factors)
+        return self._plain.absmax(source)
 
-    def column_absmax(
-        self,
-        codes_in: Tensor,
-        scales_in: Tensor | None,
-        out: Tensor,
-        *,
-        zeros_in: Tensor | None = None,
-    ) -> None:
-        block = self._source.arguments(codes_in, scales_in, None)
-        if block is not None and takes(out, torch.float32, (codes_in.shape[1],)):
+    def column_absmax(self, source: SourceBlock, out: Tensor) -> None:
+        block = self._source.of(replace(source, factors=None))
+        if block is not None and takes(out, torch.float32, (source.codes.shape[1],)):
             kind, codes, scales, height, width, *_ = block
             maxima = out.clone()
             if self._kernels.column_absmax(kind, codes, scales, height, width, maxima.numpy()):
                 out.copy_(maxima)
                 return
-        self._plain.column_absmax(codes_in, scales_in, out)
+        self._plain.column_absmax(source, out)
 
-    def _scales(self, codes_in: Tensor, codes_out: Tensor, scales_out: Tensor) -> Tensor | None:
+    def _scales(self, codes_in: Tensor, target: TargetBlock) -> Tensor | None:
         """float32 of the grid's shape, those that are given, or ``None``: for the plain path."""
         grid = self._target.scale_grid(*codes_in.shape)
-        if not takes(codes_out, self._code_dtype, tuple(codes_in.shape)):
+        if not takes(target.codes, self._code_dtype, tuple(codes_in.shape)):
             return None
-        if not takes(scales_out, self._scale_dtype, grid):
+        if not takes(target.scales, self._scale_dtype, grid):
             return None
         if not self._given:
             return torch.empty(grid)
-        scale = float(scales_out)
-        return scales_out.float() if 0 < scale < float("inf") else None
+        scale = float(target.scales)
+        return target.scales.float() if 0 < scale < float("inf") else None

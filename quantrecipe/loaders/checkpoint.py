@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from quantrecipe.checkpoint import SourceReader, xxh3_128
+from quantrecipe.checkpoint.closing import Closing
 from quantrecipe.checkpoint.reading import WritableBuffer
 from quantrecipe.formats import Unrepresentable, cast, dequantize, plain_dtype, to_float32
 from quantrecipe.formats.dtypes import TORCH_DTYPES
@@ -41,7 +40,7 @@ class OpenPart:
     others: Mapping[str, TensorInfo]
 
 
-class Checkpoint:
+class Checkpoint(Closing):
     """An open checkpoint; nothing but headers is read until a tensor is asked for.
 
     Attributes:
@@ -73,17 +72,6 @@ class Checkpoint:
         self._locked = (
             {(module.part, module.name): module for module in lock.modules} if lock else {}
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close its files."""

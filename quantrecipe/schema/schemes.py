@@ -21,41 +21,19 @@ BlockScaleDType = Literal["float8_e8m0fnu", "float8_e4m3fn", "uint8"]
 """What scales of blocks that have a second level, or are powers of two, are stored in."""
 
 GranularityName = Literal["tensor", "channel", "group", "block"]
-FormatName = Literal[
-    "float64",
-    "float32",
-    "float16",
-    "bfloat16",
-    "int8",
-    "float8_e4m3fn",
-    "float8_e5m2",
-    "int4",
-    "nf4",
-    "llm_int8",
-    "mxfp8",
-    "mxfp4",
-    "nvfp4",
-    "q8_0",
-    "q4_0",
-    "q4_k",
-    "q6_k",
-]
 RecordFormatName = Literal["q8_0", "q4_0", "q4_k", "q6_k"]
 ScaledFormatName = Literal[
     "int8",
-    "float8_e4m3fn",
-    "float8_e5m2",
+    Float8Name,
     "int4",
     "nf4",
     "llm_int8",
     "mxfp8",
     "mxfp4",
     "nvfp4",
-    "q8_0",
-    "q4_0",
-    "q4_k",
-    "q6_k",
+    RecordFormatName,
 ]
+FormatName = Literal[PlainDType, ScaledFormatName]
 CODE_DTYPES: Final[Mapping[str, str]] = MappingProxyType(
     {"llm_int8": "int8", "mxfp8": "float8_e4m3fn"}
 )

@@ -20,6 +20,7 @@ from quantrecipe.formats import (
     get_format,
     quantize,
 )
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.blockwise import BlockwiseTransform
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.proof import block_proof
@@ -99,8 +100,8 @@ def run(
 ) -> Result:
     """The whole weight, as a converter does it."""
     shape, fmt = source.codes.shape, get_format(target)
-    given = source.codes, source.scales, factors
-    maxima = transform.absmax(*given, zeros_in=source.zeros)
+    given = SourceBlock(source.codes, source.scales, source.zeros, factors)
+    maxima = transform.absmax(given)
     grid = target.scale_grid(*shape)
     codes = torch.full(shape, 99, dtype=torch.uint8).view(fmt.code_dtype)
     scales, by = torch.full(grid, 7.0).to(TORCH_DTYPES[target.grid_dtype]), None
@@ -108,9 +109,7 @@ def run(
     if target.has_two_levels:
         chosen, by = choose_two_levels(maxima, target)
         scales = effective_scales(chosen, target)
-    errors = transform(
-        *given, codes, scales, zeros_in=source.zeros, zeros_out=zeros, encode_scales=by
-    )
+    errors = transform(given, TargetBlock(codes, scales, zeros, by))
     return Result(codes, scales, zeros, *errors, maxima)
 
 
@@ -247,7 +246,7 @@ def test_scales_that_are_given_are_looked_at(name: str, wrong: float) -> None:
     for fast in (True, False):
         transform = block_transform(FLOAT32, target, prefer_compiled=fast)
         with pytest.raises(ValueError, match="positive and finite"):
-            transform(weight, None, None, codes, scales)
+            transform(SourceBlock(weight), TargetBlock(codes, scales))
 
 
 def test_memory_that_is_not_as_it_should_be_is_left_to_the_plain_path() -> None:
@@ -256,15 +255,15 @@ def test_memory_that_is_not_as_it_should_be_is_left_to_the_plain_path() -> None:
     weight, codes = gaussian(4, 64), torch.zeros(4, 64, dtype=torch.uint8)
     scales = torch.zeros(4, 2).to(torch.float8_e8m0fnu)
     with pytest.raises(ValueError, match="out must be"):
-        transform(weight, None, None, codes[:, :32], scales)
+        transform(SourceBlock(weight), TargetBlock(codes[:, :32], scales))
     with pytest.raises(ValueError, match=r"scales are given as|has scales"):
-        transform(weight, None, None, codes, torch.zeros(4, 2))
+        transform(SourceBlock(weight), TargetBlock(codes, torch.zeros(4, 2)))
 
 
 def test_columns_are_measured_as_in_the_plain_path() -> None:
     weight = gaussian(9, 64)
     found = torch.zeros(64)
-    block_transform(FLOAT32, TARGETS["nvfp4"]).column_absmax(weight, None, found)
+    block_transform(FLOAT32, TARGETS["nvfp4"]).column_absmax(SourceBlock(weight), found)
     assert torch.equal(found, weight.abs().amax(0))
 
 
@@ -274,11 +273,12 @@ def test_what_was_written_is_proven_and_a_flipped_bit_is_not(target: ScaledWeigh
     stored = quantize(weight, target)
     proof = block_proof(FLOAT32, target)  # type: ignore[arg-type]
     assert stored.scale is not None
-    found = proof(weight, None, None, stored.codes, stored.scale, zeros=stored.zero_point)
+    given = SourceBlock(weight), TargetBlock(stored.codes, stored.scale, stored.zero_point)
+    found = proof(*given)
     assert found.broken == 0
     assert 0.9 < found.of_bound <= 1
     stored.codes.view(torch.uint8)[10, 3] ^= 4
-    found = proof(weight, None, None, stored.codes, stored.scale, zeros=stored.zero_point)
+    found = proof(*given)
     assert found.broken == 1
     assert found.first is not None
     assert (found.first.row, found.first.column) == (10, 3)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantrecipe.formats import get_format, quantize
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.transform import PlainTransform
 from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
 
@@ -70,10 +71,10 @@ def test_the_plain_path_has_none_of_it(source: str, kit: Any) -> None:
         codes = torch.empty(weight.shape, dtype=get_format(target).code_dtype)
         scales = quantize(weight, target).scale
         assert scales is not None
-        stored, maxima = (given.codes, given.scale), torch.zeros(2000)
-        assert watched(partial(transform, *stored, factors, codes, scales)) == []
-        assert watched(partial(transform.absmax, *stored, factors)) == []
-        assert watched(partial(transform.column_absmax, *stored, maxima)) == []
+        block, maxima = SourceBlock(given.codes, given.scale, factors=factors), torch.zeros(2000)
+        assert watched(partial(transform, block, TargetBlock(codes, scales))) == []
+        assert watched(partial(transform.absmax, block)) == []
+        assert watched(partial(transform.column_absmax, block, maxima)) == []
 
 
 def test_bounds_have_none_of_it(kit: Any) -> None:

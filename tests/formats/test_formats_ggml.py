@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quantrecipe.formats.base import WeightFormat
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.ggml import RECORD_FORMATS
 from quantrecipe.formats.records import RecordFormat
 from quantrecipe.formats.refusals import NonFinite, OutOfRange
@@ -203,11 +204,11 @@ def test_the_compiled_transform_is_the_plain_one(name: str, dtype: Any) -> None:
         transform = block_transform(PlainWeight(format=dtype), target, prefer_compiled=compiled)
         codes = torch.empty(300, target.code_columns(1024), dtype=torch.uint8)
         scales = torch.empty(300, 0, dtype=torch.float16)
-        found.append((codes, transform(weight, None, None, codes, scales)))
+        found.append((codes, transform(SourceBlock(weight), TargetBlock(codes, scales))))
         broken = weight.clone()
         broken[299, 7] = float("nan")
         with pytest.raises(NonFinite) as refused:
-            transform(broken, None, None, codes.clone(), scales)
+            transform(SourceBlock(broken), TargetBlock(codes.clone(), scales))
         assert refused.value.index == (299, 7)
     (codes, errors), (others, theirs) = found
     assert torch.equal(codes, others)

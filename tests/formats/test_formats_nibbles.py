@@ -21,6 +21,7 @@ from quantrecipe.formats import (
     get_format,
     quantize,
 )
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.nf4 import LEVELS
 from quantrecipe.formats.proof import block_proof
 from quantrecipe.formats.transform import block_transform
@@ -209,14 +210,17 @@ def test_cuts_make_no_difference(data: st.DataObject, step: int, kit: Any) -> No
         assert stored.scale is not None
         scale = torch.empty_like(stored.scale[rows])
         zeros = None if stored.zero_point is None else torch.empty_like(stored.zero_point[rows])
-        ins = (codes_in[rows], None if scales_in is None else scales_in[rows], None)
-        zeros_of = None if zeros_in is None else zeros_in[rows]
-        errors = transform(*ins, codes, scale, zeros_in=zeros_of, zeros_out=zeros)
+        given = SourceBlock(
+            codes_in[rows],
+            None if scales_in is None else scales_in[rows],
+            None if zeros_in is None else zeros_in[rows],
+        )
+        errors = transform(given, TargetBlock(codes, scale, zeros))
         assert torch.equal(codes, stored.codes[rows])
         assert torch.equal(scale, stored.scale[rows])
         if zeros is not None and stored.zero_point is not None:
             assert torch.equal(zeros, stored.zero_point[rows])
-        found = proof(*ins, codes, scale, zeros_in=zeros_of, zeros=zeros)
+        found = proof(given, TargetBlock(codes, scale, zeros))
         assert found.broken == 0
         assert found.errors.worst_in_scales == errors.worst_in_scales
         assert torch.equal(found.errors.noise, errors.noise)

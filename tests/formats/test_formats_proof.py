@@ -19,6 +19,7 @@ from quantrecipe.formats import (
     quantize,
     row_errors,
 )
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.proof import (
     SLACK,
     BlockProof,
@@ -45,7 +46,8 @@ def both(case: Case) -> tuple[BlockProof, BlockProof]:
 def prove(proof: BlockProof, case: Case, codes: Tensor, scales: Tensor) -> Proven | str:
     """What is found, or what is refused, as one comparable thing."""
     try:
-        return proof(case.codes, case.scales, case.factors, codes, scales)
+        source = SourceBlock(case.codes, case.scales, factors=case.factors)
+        return proof(source, TargetBlock(codes, scales))
     except Unrepresentable as refused:
         return f"{type(refused).__name__} {refused} {refused.index}"
 
@@ -129,12 +131,12 @@ def test_a_number_that_is_none_is_told_apart_by_whose_it_is(kit: Any) -> None:
         poisoned[2, 3] = math.inf
         for proof in both(Case(FLOAT32, kit.spec(fmt), weight, None, None)):
             with pytest.raises(NonFinite) as refused:
-                proof(poisoned, None, None, made.codes, made.scale)
+                proof(SourceBlock(poisoned), TargetBlock(made.codes, made.scale))
             assert (type(refused.value), refused.value.index) == (NonFinite, (2, 3))
             codes = made.codes.clone()
             codes.view(torch.uint8)[1, 4] = 0xFF
             with pytest.raises(TargetNonFinite) as refused:
-                proof(weight, None, None, codes, made.scale)
+                proof(SourceBlock(weight), TargetBlock(codes, made.scale))
             assert refused.value.index == (1, 4)
 
 
@@ -166,4 +168,4 @@ def test_what_is_not_covered_is_plain(kit: Any) -> None:
     expected = prove(plain, case, made.codes, made.scale)
     assert_same(prove(compiled, case, strided, made.scale), expected)
     with pytest.raises(ValueError, match="has scales"):
-        compiled(weight, None, None, made.codes, torch.ones(5, 1))
+        compiled(SourceBlock(weight), TargetBlock(made.codes, torch.ones(5, 1)))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quantrecipe.formats import NonFinite, dequantize, quantize
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.proof import block_proof
 from quantrecipe.formats.rotation import hadamard, rotate_
 from quantrecipe.formats.transform import block_transform
@@ -186,12 +187,15 @@ def test_a_transform_quantizes_the_rotated_weight(
     if target.granularity == "tensor":
         scales.copy_(expected.scale)
         cuts = [weight[top : top + size].contiguous() for top in range(0, rows, size)]
-        found = torch.stack([transform.absmax(cut, None, factors) for cut in cuts]).amax()
+        found = torch.stack(
+            [transform.absmax(SourceBlock(cut, factors=factors)) for cut in cuts]
+        ).amax()
         assert found == rotate_(smoothed.clone(), columns).abs().amax()
     for top in range(0, rows, size):
         cut = slice(top, min(rows, top + size))
         grid = scales[top // height : -(-cut.stop // height)]
-        transform(weight[cut].contiguous(), None, factors, codes[cut], grid)
+        source = SourceBlock(weight[cut].contiguous(), factors=factors)
+        transform(source, TargetBlock(codes[cut], grid))
     assert torch.equal(codes.view(torch.uint8), expected.codes.view(torch.uint8))
     assert torch.equal(scales, expected.scale)
 
@@ -210,11 +214,12 @@ def test_a_proof_holds_codes_to_the_rotated_weight(
     rotation = Hadamard.model_validate({"kind": "hadamard", "size": size})
     for compiled in (False, True):
         prove = block_proof(FLOAT32, target, rotation=rotation, prefer_compiled=compiled)
-        found = prove(weight, None, None, stored.codes, stored.scale)
+        made = TargetBlock(stored.codes, stored.scale)
+        found = prove(SourceBlock(weight), made)
         assert found.broken == 0
         assert found.of_bound <= 1
         plain = block_proof(FLOAT32, target, prefer_compiled=compiled)
-        other = plain(rotate_(weight.clone(), size), None, None, stored.codes, stored.scale)
+        other = plain(SourceBlock(rotate_(weight.clone(), size)), made)
         assert torch.equal(other.amax, found.amax)
         assert other.of_bound == found.of_bound
 
@@ -228,7 +233,10 @@ def test_what_is_no_number_is_refused_in_its_own_place(compiled: bool, poison: f
         FLOAT32, CHANNEL, rotation=Hadamard(kind="hadamard", size=16), prefer_compiled=compiled
     )
     with pytest.raises(NonFinite) as refused:
-        transform(weight, None, None, torch.empty(3, 32, dtype=torch.int8), torch.empty(3, 1))
+        transform(
+            SourceBlock(weight),
+            TargetBlock(torch.empty(3, 32, dtype=torch.int8), torch.empty(3, 1)),
+        )
     assert refused.value.index == (1, 21)
 
 

@@ -23,6 +23,7 @@ from quantrecipe.formats import (
     get_format,
     quantize,
 )
+from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.dtypes import TORCH_DTYPES
 from quantrecipe.formats.scaled import SCALE_DTYPES
 from quantrecipe.formats.transform import (
@@ -80,16 +81,13 @@ def run(transform: BlockTransform, case: Case, size: int | None = None) -> Resul
         for top in range(0, rows, size)
     ]
     if target.granularity == "tensor":
-        maxima = [transform.absmax(case.codes[cut], grid, case.factors) for cut, grid in blocks]
+        maxima = [transform.absmax(block_of(case, cut, grid)) for cut, grid in blocks]
         scales.copy_(get_format(target).scales(torch.stack(maxima).amax(0), target))
     height = target.group_shape(rows, columns)[0]
     errors = [
         transform(
-            case.codes[cut],
-            grid,
-            case.factors,
-            codes[cut],
-            scales[cut.start // height : -(-cut.stop // height)],
+            block_of(case, cut, grid),
+            TargetBlock(codes[cut], scales[cut.start // height : -(-cut.stop // height)]),
             case.importance,
         )
         for cut, grid in blocks
@@ -103,6 +101,10 @@ def run(transform: BlockTransform, case: Case, size: int | None = None) -> Resul
             max(e.worst_in_scales for e in errors),
         ),
     )
+
+
+def block_of(case: Case, cut: slice, grid: Tensor | None) -> SourceBlock:
+    return SourceBlock(case.codes[cut], grid, factors=case.factors)
 
 
 def row_multiple(spec: Any) -> int:
@@ -346,7 +348,7 @@ def test_a_given_scale_may_be_too_small(fmt: str, kit: Any) -> None:
     found = []
     for transform in both(Case(PlainWeight(format="float32"), spec, weight, None, None)):
         codes = torch.zeros(2, 6).to(dtype)
-        errors = transform(weight, None, None, codes, scale)
+        errors = transform(SourceBlock(weight), TargetBlock(codes, scale))
         found.append((bits(codes), errors.worst_in_scales))
     assert found[0] == found[1]
 
@@ -356,7 +358,9 @@ def test_a_product_that_overflows_is_refused_while_encoding_too(kit: Any) -> Non
     case = Case(kit.spec("int8"), kit.spec("int8", "tensor"), codes, scales, None)
     for transform in both(case):
         with pytest.raises(NonFinite) as refused:
-            transform(codes, scales, None, torch.empty_like(codes), torch.ones(1, 1))
+            transform(
+                SourceBlock(codes, scales), TargetBlock(torch.empty_like(codes), torch.ones(1, 1))
+            )
         assert refused.value.index == (1, 0)
 
 
@@ -365,7 +369,7 @@ def test_a_code_beyond_float32_is_refused(kit: Any) -> None:
     case = Case(PlainWeight(format="float32"), kit.spec("int8", "tensor"), weight, None, None)
     for transform in both(case):
         with pytest.raises(NonFinite) as refused:
-            transform(weight, None, None, torch.empty(2, 2, dtype=torch.int8), scale)
+            transform(SourceBlock(weight), TargetBlock(torch.empty(2, 2, dtype=torch.int8), scale))
         assert refused.value.index == (1, 1)
 
 
@@ -376,7 +380,7 @@ def test_column_maxima_are_those_of_the_plain_path(data: st.DataObject, kit: Any
     codes, scales = stored(weight, source)
     found = [torch.full((weight.shape[1],), 1e-3) for _ in range(2)]
     for transform, out in zip(both(Case(source, target, codes, scales, None)), found, strict=True):
-        transform.column_absmax(codes, scales, out)
+        transform.column_absmax(SourceBlock(codes, scales), out)
     assert bits(found[0]) == bits(found[1])
 
 
@@ -386,12 +390,12 @@ def test_column_maxima_refuse_codes_and_pass_on_what_is_no_number(kit: Any) -> N
     case = Case(kit.spec("float8_e4m3fn"), kit.spec("int8"), codes, torch.ones(3, 1), None)
     for transform in both(case):
         with pytest.raises(NonFinite) as refused:
-            transform.column_absmax(codes, case.scales, torch.zeros(4))
+            transform.column_absmax(SourceBlock(codes, case.scales), torch.zeros(4))
         assert refused.value.index == (1, 2)
     numbers = torch.tensor([[1.0, math.nan, -math.inf, -2.0]])
     for transform in both(Case(PlainWeight(format="float32"), kit.spec("int8"), *[numbers] * 3)):
         out = torch.zeros(4)
-        transform.column_absmax(numbers, None, out)
+        transform.column_absmax(SourceBlock(numbers), out)
         assert out[[0, 2, 3]].tolist() == [1.0, math.inf, 2.0]
         assert bool(out[1].isnan())
 
@@ -413,6 +417,13 @@ def transposed(tensor: Tensor) -> Tensor:
     return tensor.t().contiguous().t()
 
 
+def blocks(arguments: dict[str, Any]) -> tuple[SourceBlock, TargetBlock]:
+    return (
+        SourceBlock(arguments["codes_in"], arguments.get("scales_in")),
+        TargetBlock(arguments["codes_out"], arguments["scales_out"]),
+    )
+
+
 @pytest.mark.parametrize("change", ["codes_in", "codes_out", "scales_out"])
 def test_strided_memory_goes_the_plain_way(change: str, kit: Any) -> None:
     weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(6))
@@ -425,7 +436,7 @@ def test_strided_memory_goes_the_plain_way(change: str, kit: Any) -> None:
         "scales_out": torch.empty(6, 2),
     }
     arguments[change] = transposed(arguments[change])
-    both(case)[1](scales_in=None, factors=None, **arguments)
+    both(case)[1](*blocks(arguments))
     assert bits(arguments["codes_out"]) == bits(expected.codes)
     assert bits(arguments["scales_out"]) == bits(expected.scales)
 
@@ -448,14 +459,13 @@ def test_misuse_is_named_and_touches_no_memory(
     arguments: dict[str, Any] = {
         "codes_in": torch.ones(6, 8, dtype=torch.int8),
         "scales_in": torch.ones(6, 1),
-        "factors": None,
         "codes_out": torch.empty(6, 8, dtype=torch.int8),
         "scales_out": torch.ones(1, 1),
     }
     transform = block_transform(kit.spec("int8"), kit.spec("int8", "tensor"))
-    transform(**arguments)
+    transform(*blocks(arguments))
     with pytest.raises(ValueError, match=r"must be|has scales|without a scale"):
-        transform(**spoil(arguments))
+        transform(*blocks(spoil(arguments)))
 
 
 def test_what_is_not_covered_is_plain(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:

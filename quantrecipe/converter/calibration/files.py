@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from quantrecipe.checkpoint import OutputExists, SourceReader, read_header
+from quantrecipe.checkpoint.closing import Closing
 from quantrecipe.checkpoint.durable import output_error, sync_descriptor, sync_folder
 from quantrecipe.converter.calibration.module import ModuleStatistics
 from quantrecipe.formats.dtypes import TORCH_DTYPES
@@ -30,7 +29,7 @@ _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _AGAIN = "Measure again."
 
 
-class StatisticsFile:
+class StatisticsFile(Closing):
     """An open statistics file. Made by ``open_statistics``; a context manager.
 
     Attributes:
@@ -45,17 +44,6 @@ class StatisticsFile:
         self.header = header
         self._found = found
         self._reader = SourceReader([file])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __contains__(self, module: tuple[str, str]) -> bool:
         """Whether a module of a part, ``(part, name)``, was measured."""

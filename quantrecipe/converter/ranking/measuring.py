@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantrecipe.checkpoint import SourceReader
 from quantrecipe.converter.activations import as_quantized, prepared
-from quantrecipe.converter.buffers import Buffers, target_views
+from quantrecipe.converter.buffers import Buffers, target_block
 from quantrecipe.converter.calibration import ModuleStatistics
 from quantrecipe.converter.given_scales import GivenScales
 from quantrecipe.converter.protocol import DEFAULT_BLOCK_BYTES, Progress, silent
@@ -126,35 +126,27 @@ class _Work:
         given = self._given(transform, factors) if weight.scales_together else None
         for start, stop in self._ranges():
             shape = (stop - start, source.in_features)
-            codes_in, scales_in, zeros_in = self.rows.stored(start, stop)
-            decoding, encoding = (None, None) if given is None else given.rows(start, stop)
-            codes, scale, zeros = target_views(self.buffers, weight, shape, decoding)
+            block = self.rows.stored(start, stop, factors)
+            scales = () if given is None else given.rows(start, stop)
+            target = target_block(self.buffers, weight, shape, *scales)
             with naming(info, start, start // fmt.row_multiple(weight)):
-                transform(
-                    codes_in,
-                    scales_in,
-                    factors,
-                    codes,
-                    scale,
-                    importance,
-                    zeros_in=zeros_in,
-                    zeros_out=zeros,
-                    encode_scales=encoding,
+                transform(block, target, importance)
+                wanted = dequantize(
+                    block.codes, block.scales, self.rows.format, zero_point=block.zeros
                 )
-                wanted = dequantize(codes_in, scales_in, self.rows.format, zero_point=zeros_in)
             if factors is not None:
                 wanted = wanted * factors
             if self.module.rotation is not None:
                 wanted = rotate_(wanted.clone(), self.module.rotation.size)
-            yield start, stop, wanted, dequantize(codes, scale, weight, zero_point=zeros)
+            hat = dequantize(target.codes, target.scales, weight, zero_point=target.zeros)
+            yield start, stop, wanted, hat
 
     def _given(self, transform: BlockTransform, factors: Tensor | None) -> GivenScales:
         info = self.module.source.tensors["weight"]
         maxima = []
         for start, stop in self._ranges():
             with naming(info, start):
-                codes, scales, zeros = self.rows.stored(start, stop)
-                maxima.append(transform.absmax(codes, scales, factors, zeros_in=zeros))
+                maxima.append(transform.absmax(self.rows.stored(start, stop, factors)))
         with naming(info):
             return GivenScales.of(maxima, self.weight)
 

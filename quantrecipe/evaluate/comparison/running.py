@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from quantrecipe.checkpoint.closing import Closing
 from quantrecipe.evaluate.comparison.comparing import Outcome, compare_modules, compare_tensors
 from quantrecipe.evaluate.comparison.pairing import Pair, pair_parts
 from quantrecipe.evaluate.comparison.reading import ModuleRows, StoredTensor
@@ -50,7 +49,7 @@ class _Task:
         return sum(each.nbytes for each in (self.a, self.b) if each is not None)
 
 
-class Comparison:
+class Comparison(Closing):
     """Two checkpoints, opened; nothing but headers is read until ``compare``.
 
     Attributes:
@@ -69,17 +68,6 @@ class Comparison:
     @property
     def nbytes(self) -> int:
         return sum(task.nbytes for task in self._tasks)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close all files."""

@@ -119,17 +119,7 @@ def _check(x: Tensor, weight: Tensor) -> None:
         )
 
 
-def _linear_shape(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    smoothing: Tensor | None,
-    bias: Tensor | None,
-    rotation: int,
-    group: Sequence[int],
-    activation: str,
-    kernel: str,
-) -> Tensor:
+def _linear_shape(x: Tensor, weight: Tensor, *_: object) -> Tensor:
     _check(x, weight)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
@@ -180,8 +170,7 @@ def _levels_shape(
     columns: int,
     group: Sequence[int],
     format: str,
-    packing: str,
-    zero_point_packing: str,
+    *_: object,
 ) -> Tensor:
     return weight.new_empty((weight.shape[0], columns), dtype=LEVEL_DTYPES[format])
 
@@ -223,9 +212,7 @@ def _scales_shape(
     offset: Tensor | None,
     offset_number: float | None,
     grid: Sequence[int],
-    format: str,
-    arrangement: str,
-    reciprocal: bool,
+    *_: object,
 ) -> Tensor:
     return weight_scale.new_empty((grid[0], grid[1]), dtype=torch.float32)
 
