@@ -44,6 +44,11 @@ def main() -> None:
     command("convert", "--recipe", "recipe.json", "source", "--out", "out")
     command("quantrecipe", "inspect", "out")
     check_result(weights)
+    command("quantrecipe", "publish", "out", "--license", "apache-2.0")
+    for name in ("README.md", "usage.py", "safetensors_loader.py"):
+        if not Path("out", name).is_file():
+            sys.exit(f"publish did not write {name}")
+    command("quantrecipe", "verify", "out")
     print("smoke test: fine")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,11 +28,15 @@ from quantrecipe.schema.renaming import new_names
 
 _ALWAYS: Final = ("torch", "safetensors")
 _LIBRARIES: Final = ("diffusers", "transformers")
+_CALL: Final = "python usage.py"
 _LARGEST_SCRIPT: Final = 1 << 20
 
 
 def own_usage(script: Path) -> Usage:
     """A script of the user's own in place of a generated one.
+
+    What it says of itself is in its docstring: the first line, and the first example of a call,
+    ``python usage.py …``.
 
     Raises:
         InvalidInput: it is no Python.
@@ -44,12 +49,29 @@ def own_usage(script: Path) -> Usage:
     try:
         if len(content) > _LARGEST_SCRIPT:
             raise ValueError("it is larger than 1 MiB")
-        compile(content, script.name, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
+        tree = ast.parse(content, script.name)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         message = f"is no Python: {error}"
         raise InvalidInput(Problem("bad-script", message, file=str(script))) from error
-    more = (name for name in _LIBRARIES if name.encode() in content)
-    return Usage(content, (*_ALWAYS, *more), "python usage.py --help", "It says how it is called.")
+    said = (ast.get_docstring(tree) or "").splitlines()
+    calls = (line.strip() for line in said if line.strip().startswith(_CALL))
+    return Usage(
+        content,
+        _packages((name for name in _LIBRARIES if name in _imported(tree)), standalone=True),
+        next(calls, f"{_CALL} --help"),
+        said[0] if said else "It says how it is called.",
+    )
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """The packages that a script imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
 
 
 def find_usage(lock: Lock, folder: Path, pipeline: OpenedBase | None, *, standalone: bool) -> Usage:

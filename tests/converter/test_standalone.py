@@ -374,6 +374,18 @@ def test_parts_are_loaded_one_at_a_time(tmp_path: Path) -> None:
         loader.load(small_model(), part="both")
 
 
+def test_a_graph_of_its_linears_has_no_break(tmp_path: Path) -> None:
+    scheme = {
+        "weight": weight_spec("int8"),
+        "activation": {"format": "int8", "granularity": "token", "dynamic": True},
+    }
+    out = one(tmp_path, schemes={"all": scheme})
+    model = loader_of(out).load(small_model(), out, dtype=torch.float32)
+    x = torch.randn(3, 12)
+    compiled = torch.compile(model.a, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), model.a(x))
+
+
 def test_everything_that_does_not_fit_is_named_at_once(tmp_path: Path) -> None:
     out = one(tmp_path)
     loader = loader_of(out)

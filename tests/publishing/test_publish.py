@@ -21,6 +21,13 @@ from tests.publishing.making import BASE, CARD, base_files, converted, run
 from tests.support.hub_client import hub as hub
 from tests.support.hub_server import HubServer
 
+OWN = '''"""Draws a digit.
+
+    python usage.py "seven" --seed 3
+    python usage.py --help
+"""
+from diffusers.models.transformers import x
+'''
 VALUES = {"ref": [1.0, 2.5, 3.0], "int8": [1.0, 2.0, 3.5], "nf4": [0.5, 2.0, 3.0]}
 ADDED = {"README.md", "LICENSE.md", "usage.py", "safetensors_loader.py"}
 
@@ -198,9 +205,13 @@ def test_evidence_has_to_fit(evaluated: tuple[Path, Path, Path], tmp_path: Path)
 def test_a_script_of_ones_own_has_to_be_one(hub: HubServer, tmp_path: Path) -> None:
     out = converted(hub, tmp_path / "out")
     script = tmp_path / "mine.py"
-    script.write_text("import torch\nprint(1)\n")
+    script.write_text(OWN)
     assert run(out, "--usage", script).exit_code == 0
     assert (out / "usage.py").read_bytes() == script.read_bytes()
+    card = (out / "README.md").read_text("utf-8")
+    assert 'python usage.py "seven" --seed 3\n' in card
+    assert "Draws a digit." in card
+    assert "pip install torch safetensors diffusers\n" in card
     script.write_text("print(")
     assert kinds(run(out, "--usage", script, "--force").exception) == ["bad-script"]
 

@@ -237,6 +237,23 @@ def test_one_stage_at_a_time_is_on_the_device(world: World, out: str) -> None:
     assert 0 < spent < measured["image"]
 
 
+def test_blocks_are_what_is_compiled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(world.outs["folders"])
+    for name in ("usage", "download_deps", "safetensors_loader"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    usage: Any = importlib.import_module("usage")
+    monkeypatch.delitem(sys.modules, "usage")
+    branch, other = world.pipelines["ideogram"].transformer, nn.Linear(2, 2)
+    usage.compile_blocks(branch)
+    usage.compile_blocks(other)
+    compiled = {
+        type(module).__name__
+        for module in [*branch.modules(), other]
+        if module._compiled_call_impl is not None
+    }
+    assert compiled == {"Ideogram4TransformerBlock", "Linear"}
+
+
 def test_what_is_asked_for_is_seen_in_the_image(world: World) -> None:
     for name in ("other prompt", "other seed"):
         assert apart(world, "folders", name) > 20, name

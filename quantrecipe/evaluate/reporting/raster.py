@@ -5,7 +5,16 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any, Final
 
-from quantrecipe.evaluate.reporting.drawing import Drawing, Group, Mark, Path, Rect, Shape, Text
+from quantrecipe.evaluate.reporting.drawing import (
+    Drawing,
+    Group,
+    Mark,
+    Path,
+    Rect,
+    Shape,
+    Text,
+    text_width,
+)
 from quantrecipe.evaluate.reporting.markup import clean
 from quantrecipe.evaluate.reporting.palette import LIGHT
 from quantrecipe.evaluate.reporting.sections import Figure
@@ -19,6 +28,7 @@ _GAP: Final = 24
 _ROW_WIDTH: Final = 1180
 _INCH: Final = 100
 _SCALE: Final = 2
+_TITLE: Final = 15
 _MOST_PIXELS: Final = 30_000
 """The longest side; a figure that is larger is drawn with fewer dots."""
 
@@ -56,7 +66,8 @@ def png(figure: Figure) -> bytes:
         axes.set_axis_off()
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
-        axes.text(_MARGIN, _MARGIN + 14, clean(figure.title), fontsize=_points(15), weight="bold")
+        size = _points(_TITLE)
+        axes.text(_MARGIN, _MARGIN + 14, clean(figure.title), fontsize=size, weight="bold")
         for x, y, drawing in placed:
             for shape in drawing.shapes:
                 _draw(axes, shape, x, y)
@@ -82,7 +93,8 @@ def _placed(figure: Figure) -> tuple[list[tuple[float, float, Drawing]], float, 
             below += drawing.height + _GAP
         right, tallest = max(right, x + width), max(tallest, below - _GAP - y)
         x += width + _GAP
-    return placed, max(right + _MARGIN, 420.0), y + tallest + _MARGIN
+    title = _MARGIN + text_width(clean(figure.title), _TITLE, bold=True)
+    return placed, max(right, title, 400.0) + _MARGIN, y + tallest + _MARGIN
 
 
 def _points(pixels: float) -> float:

@@ -50,7 +50,7 @@ th,td{text-align:left;padding:4px 14px 4px 0;border-bottom:1px solid var(--grid)
 th{font-weight:600}
 tbody th{font-weight:500;white-space:nowrap}
 tbody th.long{white-space:normal;overflow-wrap:anywhere;min-width:min(25ch,60vw)}
-td.w{min-width:min(30ch,70vw);max-width:72ch}
+td.w{min-width:min(20ch,70vw);max-width:72ch}
 .n{text-align:right;white-space:nowrap}
 code,.hash{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
  font-size:12.5px}
