@@ -16,8 +16,8 @@ from quantrecipe.schema.base import REPOSITORY
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from quantrecipe.publishing.building import Publication
     from quantrecipe.publishing.facts import Gate, License
+    from quantrecipe.publishing.publication import Publication
     from quantrecipe.publishing.pushing import Push
     from quantrecipe.schema.address import HubAddress
 
@@ -112,7 +112,8 @@ def publish(
     if repo is None and (private or gated or message):
         raise click.UsageError("--private, --gated and --message go with --push.")
     with reporting(as_json):
-        from quantrecipe.publishing.building import Wishes, prepare, write
+        from quantrecipe.publishing.building import prepare
+        from quantrecipe.publishing.publication import Wishes, write
         from quantrecipe.publishing.pushing import plan_push
         from quantrecipe.publishing.pushing import push as send
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
-from quantrecipe.checkpoint import OutputExists, Staging, locate
-from quantrecipe.checkpoint.durable import output_error
-from quantrecipe.checkpoint.errors import SourceError
 from quantrecipe.converter.loader_contents import Contents
 from quantrecipe.converter.standalone import LOADER_NAME, loader_source, unreadable
 from quantrecipe.evaluate import verify
@@ -18,10 +14,10 @@ from quantrecipe.evaluate.reporting.timed import read_timed
 from quantrecipe.publishing.base import CARD_NAME, OpenedBase, base_address, open_base
 from quantrecipe.publishing.card import model_card
 from quantrecipe.publishing.facts import Facts, License
+from quantrecipe.publishing.publication import Publication, Wishes
 from quantrecipe.publishing.results import read_evidence
 from quantrecipe.publishing.running import find_usage, own_usage
 from quantrecipe.publishing.scripts import DOWNLOAD_NAME, USAGE_NAME, download_script
-from quantrecipe.schema.address import HubAddress
 from quantrecipe.schema.lock import LOCK_NAME, Lock
 from quantrecipe.schema.problems import InvalidInput, Problem, did_you_mean
 
@@ -29,70 +25,6 @@ NO_LICENSE: Final = (
     "--license says which one holds, in the Hub's words (apache-2.0, ...), or 'other' with "
     "--license-name and --license-link."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a user says of a publication.
-
-    Attributes:
-        base: the repository that the weights were made from, where the lock does not say so.
-        pipeline: the repository of the pipeline they belong to, if that is another.
-        license: the licence, in place of what the base's card says.
-        usage: a script of the user's own.
-        evaluations, scores: what was measured, and what from.
-        variant: what the checkpoint is called there.
-        statistics: the statistics that the recipe smooths by.
-        benchmarks: speeds.
-        repo: where it goes on the Hub.
-    """
-
-    base: HubAddress | None = None
-    pipeline: HubAddress | None = None
-    license: License | None = None
-    usage: Path | None = None
-    evaluations: Sequence[Path] = ()
-    scores: Sequence[Path] = ()
-    variant: str | None = None
-    statistics: Sequence[Path] = ()
-    benchmarks: Path | None = None
-    repo: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """A repository, before it is written.
-
-    Attributes:
-        facts: what its card says.
-        added: what goes beside the files of the checkpoint, by path: bytes, or a file to copy.
-        checkpoint: the files of the checkpoint, lock included, by path: sizes in bytes.
-        warnings: what a user should know.
-    """
-
-    facts: Facts
-    added: Mapping[str, bytes | Path]
-    checkpoint: Mapping[str, int]
-    warnings: tuple[str, ...] = field(default=())
-
-    def sizes(self) -> dict[str, int]:
-        """Every file with its bytes, by path."""
-        added = {
-            path: len(content) if isinstance(content, bytes) else content.stat().st_size
-            for path, content in self.added.items()
-        }
-        return dict(sorted({**self.checkpoint, **added}.items()))
-
-    def changed(self) -> dict[str, bool]:
-        """The added files that are not in the folder as they shall be: whether one is replaced."""
-        found: dict[str, bool] = {}
-        for path, content in self.added.items():
-            there = self.facts.folder / path
-            if not there.is_file():
-                found[path] = False
-            elif there.read_bytes() != _bytes(content):
-                found[path] = True
-        return found
 
 
 def prepare(folder: Path, wishes: Wishes) -> Publication:
@@ -146,49 +78,8 @@ def prepare(folder: Path, wishes: Wishes) -> Publication:
     )
     _check_apart(added, checkpoint)
     added[CARD_NAME] = model_card(facts).encode()
-    missing = _missing_statistics(lock, [*added, *checkpoint])
+    missing = _missing_statistics(lock, added)
     return Publication(facts, dict(sorted(added.items())), checkpoint, (*warnings, *missing))
-
-
-def write(publication: Publication, *, force: bool) -> tuple[str, ...]:
-    """Put what is added beside the checkpoint; every file appears when it is whole.
-
-    Returns:
-        the paths that were written; what was there already is left alone.
-
-    Raises:
-        OutputExists: files of these names are there, with other content, and ``force`` is not
-            given.
-        OutputError: the system could not write.
-    """
-    changed = publication.changed()
-    replaced = [path for path, there in changed.items() if there]
-    folder = publication.facts.folder
-    if replaced and not force:
-        raise OutputExists(folder, replaced)
-    if not changed:
-        return ()
-    with Staging(folder, "published") as staging:
-        staging.clear()
-        for path in changed:
-            target = locate(staging.folder, path)
-            content = _bytes(publication.added[path])
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
-            except OSError as error:
-                raise output_error(target, error, len(content)) from error
-        staging.publish(force=True)
-    return tuple(changed)
-
-
-def _bytes(content: bytes | Path) -> bytes:
-    if isinstance(content, bytes):
-        return content
-    try:
-        return content.read_bytes()
-    except OSError as error:
-        raise SourceError(content, error) from error
 
 
 def _whole(folder: Path) -> Lock:
@@ -233,9 +124,7 @@ def _loader(lock: Lock) -> tuple[bytes | None, tuple[str, ...]]:
 
 def _files(lock: Lock, folder: Path) -> dict[str, int]:
     found = {file.path: file.bytes for file in (*lock.outputs, *lock.sidecars)}
-    for path in (LOCK_NAME, *statistics_paths(lock)):
-        if (folder / path).is_file():
-            found[path] = (folder / path).stat().st_size
+    found[LOCK_NAME] = (folder / LOCK_NAME).stat().st_size
     return dict(sorted(found.items()))
 
 
@@ -254,14 +143,13 @@ def _check_apart(added: Collection[str], checkpoint: Collection[str]) -> None:
 def _statistics(lock: Lock, folder: Path, given: Sequence[Path]) -> dict[str, Path]:
     """Statistics under the paths that the recipe calls them by, so that it converts from there."""
     named = {path.rsplit("/", 1)[-1]: path for path in statistics_paths(lock)}
-    found: dict[str, Path] = {}
+    found = {path: folder / path for path in named.values() if (folder / path).is_file()}
     for path in given:
         if path.name not in named:
             message = "the recipe names no statistics file of this name"
             hint = did_you_mean(path.name, list(named))
             raise InvalidInput(Problem("unknown-statistics", message, hint, file=str(path)))
-        if path.resolve() != (folder / named[path.name]).resolve():
-            found[named[path.name]] = path
+        found[named[path.name]] = path
     return found
 
 

@@ -15,8 +15,8 @@ from quantrecipe.checkpoint.hub.errors import HubError, endpoint, explaining, tr
 from quantrecipe.checkpoint.hub.opening import is_offline
 from quantrecipe.checkpoint.hub.repository import HubPath, Repository
 from quantrecipe.evaluate.locked import is_below
-from quantrecipe.publishing.building import Publication
 from quantrecipe.publishing.facts import Gate
+from quantrecipe.publishing.publication import Publication, content_of
 from quantrecipe.schema.address import SCHEME
 from quantrecipe.schema.lock import LOCK_NAME
 from quantrecipe.schema.parsed import MAX_LOCK_BYTES
@@ -225,8 +225,7 @@ def _is_same(publication: Publication, path: str, there: HubFile) -> bool:
         known = {file.path: file.sha256 for file in (*lock.outputs, *lock.sidecars)}
         if path in known:
             return known[path] == there.sha256
-    added = publication.added.get(path, folder / path)
-    content = added if isinstance(added, bytes) else added.read_bytes()
+    content = content_of(publication.added.get(path, folder / path))
     if there.sha256 is not None:
         return hashlib.sha256(content).hexdigest() == there.sha256
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)

@@ -242,6 +242,9 @@ def test_what_smooths_can_go_along(hub: HubServer, tmp_path: Path) -> None:
     assert "warning" not in result.stderr
     assert (out / "statistics.safetensors").read_bytes() == statistics.read_bytes()
     assert not verify(out).problems
+    for again in (run(out, "--statistics", statistics), run(out)):
+        assert again.stdout == f"{out}: as it was\n"
+        assert "warning" not in again.stderr
     other = tmp_path / "other.safetensors"
     other.write_bytes(statistics.read_bytes())
     assert kinds(run(out, "--statistics", other).exception) == ["unknown-statistics"]
