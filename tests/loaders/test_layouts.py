@@ -28,6 +28,7 @@ from tests.converter.making import Json, parsed, save
 
 GOLDEN = Path(__file__).parents[1] / "foreign" / "golden"
 TOKEN = {"format": "int8", "granularity": "token", "dynamic": True}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 NOT_ROUNDED = 2.0**-22
 """What float32 rounds in a product of two numbers, and a little more."""
 
@@ -96,11 +97,11 @@ def converted(folder: Path, model: nn.Module, layout: str, weight: Json, **schem
     return convert(parsed(document), source, folder / "out").out
 
 
-def loaded(path: Path, like: Small, **options: Any) -> QuantizedLinear:
+def loaded(path: Path, like: Small, device: str = "cpu", **options: Any) -> QuantizedLinear:
     with torch.device("meta"):
         inside = like.inside
         model = Small(inside.in_features, inside.out_features, inside.bias is not None)
-    report = load_model(model, path, device="cpu", **options)
+    report = load_model(model, path, device=device, **options)
     assert report.quantized == 1
     made = model.inside
     assert isinstance(made, QuantizedLinear)
@@ -109,7 +110,7 @@ def loaded(path: Path, like: Small, **options: Any) -> QuantizedLinear:
 
 def assert_computes(module: QuantizedLinear, weight: Tensor, lost: float) -> None:
     """``module`` is a linear with this weight, but for ``lost`` of each product."""
-    x = torch.randn(5, module.in_features, dtype=torch.float64)
+    x = torch.randn(5, module.in_features, dtype=torch.float64).to(weight.device)
     bias = None if module.bias is None else module.bias.double()
     wanted = nn.functional.linear(x, weight.double(), bias)
     if module.rotation is None:
@@ -122,15 +123,16 @@ def assert_computes(module: QuantizedLinear, weight: Tensor, lost: float) -> Non
     assert bool(((module(x) - wanted).abs() <= allowed).all())
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("way", WAYS, ids=way_id)
-def test_every_format_of_every_layout(tmp_path: Path, way: tuple[str, Json]) -> None:
+def test_every_format_of_every_layout(tmp_path: Path, way: tuple[str, Json], device: str) -> None:
     layout, weight = way
     model = small()
     path = converted(tmp_path, model, layout, weight)
-    numbers = load_state_dict(path)["inside.weight"]
-    module = loaded(path, model, kernel="reference")
+    numbers = load_state_dict(path)["inside.weight"].to(device)
+    module = loaded(path, model, device, kernel="reference")
     assert_computes(module, numbers, NOT_ROUNDED)
-    assert_computes(loaded(path, model), numbers, (module.in_features + 4) * 2.0**-24)
+    assert_computes(loaded(path, model, device), numbers, (module.in_features + 4) * 2.0**-24)
     plain = module.dequantize()
     if weight["format"] == "llm_int8":  # multiplied in another order
         torch.testing.assert_close(plain, numbers, rtol=2.0**-21, atol=0.0)
