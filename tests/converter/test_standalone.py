@@ -374,6 +374,7 @@ def test_parts_are_loaded_one_at_a_time(tmp_path: Path) -> None:
         loader.load(small_model(), part="both")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_a_graph_of_its_linears_has_no_break(tmp_path: Path) -> None:
     scheme = {
         "weight": weight_spec("int8"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from click.testing import CliRunner, Result
 
@@ -61,3 +65,17 @@ def converted(hub: HubServer, folder: Path, seed: int = 0, **fields: Any) -> Pat
 def run(*arguments: object) -> Result:
     """``quantrecipe publish``, in this process."""
     return CliRunner().invoke(publish, [str(argument) for argument in arguments])
+
+
+def program(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A published ``usage.py`` as a module of this process, whatever else is called so."""
+    monkeypatch.syspath_prepend(folder)
+    for name in ("safetensors_loader", "download_deps"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    spec = importlib.util.spec_from_file_location("published_usage", folder / "usage.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,7 +18,7 @@ from quantrecipe.converter import convert
 from quantrecipe.loaders import load_state_dict
 from tests.converter.making import Json, parsed, recipe
 from tests.loaders.converted import library
-from tests.publishing.making import run
+from tests.publishing.making import program, run
 from tests.publishing.using_script import Job, Outcome
 
 DRIVER = Path(__file__).with_name("using_script.py")
@@ -36,19 +34,6 @@ def used_alone(jobs: list[Job], folder: Path) -> list[Outcome]:
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     found: list[Outcome] = json.loads(path.with_suffix(".done.json").read_text())
     return found
-
-
-def program(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A published ``usage.py`` as a module of this process."""
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, "safetensors_loader", raising=False)
-    spec = importlib.util.spec_from_file_location("published_usage", folder / "usage.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def published(recipe_: Any, source: Path, out: Path) -> Path:
