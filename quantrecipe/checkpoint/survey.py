@@ -53,13 +53,13 @@ class Survey:
         notes: what is worth knowing and no fault.
     """
 
-    root: Path
+    root: Location
     pieces: tuple[Piece, ...]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Location:
         """The folder that the root is, or lies in."""
         return self.root if self.root.is_dir() else self.root.parent
 
@@ -72,16 +72,18 @@ class Survey:
         return tuple(found.values())
 
 
-def survey(path: Path, parts: Mapping[str, str] | None = None) -> Survey:
+def survey(path: Location, parts: Mapping[str, str] | None = None) -> Survey:
     """Find and open what is at a path.
 
     Args:
-        path: a safetensors or GGUF file, an index, a folder with either, or one of such folders.
+        path: a safetensors or GGUF file, an index, a folder with either, or one of such folders,
+            here or in a repository.
         parts: part name to location below ``path``, where the caller knows them.
 
     Raises:
         InvalidInput: nothing there can be opened; every reason is in it.
         SourceError: something is there and cannot be read.
+        HubError: a repository cannot be read.
     """
     try:
         if path.is_file() and path.name.endswith(INDEX_SUFFIX):
@@ -93,10 +95,10 @@ def survey(path: Path, parts: Mapping[str, str] | None = None) -> Survey:
             return _open(path, {"model": "."}, [], _of_a_shard(path))
         return _survey_folder(path)
     except OSError as error:
-        raise SourceError(Path(error.filename or path), error) from error
+        raise SourceError(Path(error.filename) if error.filename else path, error) from error
 
 
-def _survey_folder(root: Path) -> Survey:
+def _survey_folder(root: Location) -> Survey:
     found = look_into(root)
     problems: list[Problem] = []
     notes: list[str] = []
@@ -114,7 +116,7 @@ def _survey_folder(root: Path) -> Survey:
 
 
 def _locations(
-    folder: Path, found: Found, prefix: str, problems: list[Problem], notes: list[str]
+    folder: Location, found: Found, prefix: str, problems: list[Problem], notes: list[str]
 ) -> dict[str, str]:
     """Location to what its part may be called, for the weights right in a folder."""
     whole = prefix.rstrip("/") or "."
@@ -136,7 +138,7 @@ def _locations(
     return {f"{prefix}{file}": _stem(prefix + file) for file in several}
 
 
-def _note_unlisted(folder: Path, found: Found, prefix: str, notes: list[str]) -> None:
+def _note_unlisted(folder: Location, found: Found, prefix: str, notes: list[str]) -> None:
     if not found.indexes:
         return
     stem = found.indexes[0].removesuffix(INDEX_SUFFIX)
@@ -149,7 +151,7 @@ def _note_unlisted(folder: Path, found: Found, prefix: str, notes: list[str]) ->
         notes.append(f"not looked at, as the index of {folder.name}/ is: {some(beside)}")
 
 
-def _without_index(folder: Path, shards: Sequence[re.Match[str]]) -> Problem:
+def _without_index(folder: Location, shards: Sequence[re.Match[str]]) -> Problem:
     total = max(int(shard[3]) for shard in shards)
     missing = sorted(set(range(1, total + 1)) - {int(shard[2]) for shard in shards})
     gone = f"; of {total} in all, number {some(map(str, missing))} is not there"
@@ -162,7 +164,7 @@ def _without_index(folder: Path, shards: Sequence[re.Match[str]]) -> Problem:
     )
 
 
-def _of_a_shard(path: Path) -> list[str]:
+def _of_a_shard(path: Location) -> list[str]:
     shard = _SHARD.match(path.name)
     if shard is None:
         return []
@@ -187,7 +189,7 @@ def _stem(file: str) -> str:
 
 
 def _open(
-    root: Path, parts: Mapping[str, str], problems: list[Problem], notes: list[str]
+    root: Location, parts: Mapping[str, str], problems: list[Problem], notes: list[str]
 ) -> Survey:
     opened: list[tuple[str, SourcePart]] = []
     for name, location in parts.items():
@@ -208,7 +210,9 @@ def _open(
     return Survey(root, tuple(pieces.values()), tuple(dict.fromkeys(problems)), tuple(notes))
 
 
-def _salvage(root: Path, name: str, location: str, problems: list[Problem]) -> SourcePart | None:
+def _salvage(
+    root: Location, name: str, location: str, problems: list[Problem]
+) -> SourcePart | None:
     """What can be opened of a part that cannot be opened as a whole."""
     place = root if location == "." else root / location
     if any(problem.kind in ("outside-source", "not-a-folder") for problem in problems):

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from quantrecipe.cli.places import Place, open_place, place_of
 from quantrecipe.cli.running import reporting, run
 from quantrecipe.cli.transcode import Asked, check_lossless, check_usage, infer, summary_of
-from quantrecipe.schema.address import is_address
 from quantrecipe.schema.problems import InvalidInput
 
 if TYPE_CHECKING:
@@ -21,25 +21,6 @@ if TYPE_CHECKING:
 
     from quantrecipe.converter import Converter
     from quantrecipe.converter.executors import ExecutorSpec
-
-
-class _Place(click.Path):
-    """A path; not the empty one, which would stand for the working folder.
-
-    Args:
-        repositories: whether ``hf://…`` is fine too, and stays the text that it is.
-    """
-
-    def __init__(self, *, repositories: bool = False) -> None:
-        super().__init__(path_type=Path)
-        self.repositories = repositories
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("it is empty (a variable that is not set?); '.' is the working folder.")
-        if self.repositories and is_address(value):
-            return value
-        return super().convert(value, param, ctx)
 
 
 @click.command()
@@ -82,8 +63,8 @@ class _Place(click.Path):
 @click.option(
     "--lossless-only", is_flag=True, help="Refuse a plan in which any number is not kept exactly."
 )
-@click.argument("source", required=False, type=_Place(repositories=True))
-@click.option("--out", type=_Place(), metavar="DIR", help="The output folder.")
+@click.argument("source", required=False, type=Place(repositories=True))
+@click.option("--out", type=Place(), metavar="DIR", help="The output folder.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option(
     "--converter", default="streaming", show_default=True, help="Who carries the plan out."
@@ -152,17 +133,12 @@ def convert(
 
     SOURCE is the folder of the source checkpoint or one file, here or in a repository of the Hub
     (hf://owner/name@revision/folder), of which no copy is kept; without it, the recipe says where
-    the source is. With --target-layout a recipe is inferred from SOURCE, which has to be here: what
-    LAYOUT holds as it is stored is carried over bit for bit. The output appears in DIR only when it
-    is whole and within the recipe's bounds.
+    the source is. With --target-layout a recipe is inferred from SOURCE: what LAYOUT holds as it is
+    stored is carried over bit for bit. The output appears in DIR only when it is whole and within
+    the recipe's bounds.
     """
     asked = Asked(layout, parts, names, wanted, requantize, architecture)
     check_usage(recipe_name, target_layout, source, asked)
-    if target_layout is not None and is_address(source):
-        raise click.UsageError(
-            "--target-layout looks into a source on this machine. "
-            "Fetch it first (quantrecipe pull), or give a recipe."
-        )
     if out is None and not dry_run:
         raise click.UsageError("Missing option '--out' (or --dry-run, to see the plan only).")
     # Nothing above this line needs torch: usage errors and --help are quick.
@@ -182,8 +158,8 @@ def convert(
         devices = _check_devices(device, here=spec.kind == "threads")
         inferred = None
         if target_layout is not None and source is not None:
-            inferred = infer(Path(source), target_layout, asked)
-            source = inferred.root
+            inferred = infer(open_place(source, offline=offline), target_layout, asked)
+            source = place_of(inferred.root, source)
         loaded = open_recipe(inferred.recipe if inferred is not None else recipe_name or "")
         planned = plan(loaded, source, converter=converter, offline=offline)
         if lossless_only:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -92,18 +91,19 @@ def parse_parts(parts: Iterable[str]) -> dict[str, str] | None:
 
 
 def examine(
-    path: Path, layout: str | None = None, parts: Mapping[str, str] | None = None
+    path: Location, layout: str | None = None, parts: Mapping[str, str] | None = None
 ) -> Examined:
     """Find out everything that headers, small files and the values of scales tell.
 
     Args:
-        path: a safetensors or index file, or a folder.
+        path: a safetensors or index file, or a folder, here or in a repository.
         layout: the name of the layout it is in; it is found out if left out.
         parts: part name to location, likewise.
 
     Raises:
         InvalidInput: nothing could be opened, or there is no such layout.
         SourceError: a file is there and cannot be read.
+        HubError: a repository cannot be read.
     """
     given = named_layout(layout) if layout is not None else None
     found = survey(path, parts)

@@ -10,14 +10,16 @@ import click
 
 from quantrecipe.cli.examining import Examined, examine, parse_parts
 from quantrecipe.cli.inspect_view import inspection_json, inspection_text
+from quantrecipe.cli.places import Place, open_place
 from quantrecipe.cli.running import report, reporting
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.problems import InvalidInput, OutputError
 
 STDOUT = "-"
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=Place(repositories=True))
 @click.option("--layout", metavar="L", help="The layout it is in; found out if left out.")
 @click.option(
     "--part",
@@ -39,7 +41,7 @@ STDOUT = "-"
 @click.pass_context
 def inspect(
     ctx: click.Context,
-    path: Path,
+    path: Path | str,
     layout: str | None,
     parts: tuple[str, ...],
     as_json: bool,
@@ -48,24 +50,25 @@ def inspect(
 ) -> None:
     """Say what a checkpoint is, and what looks wrong with it.
 
-    PATH is a safetensors file, an index, a folder with either, or a folder of such folders. Headers
-    and the values of scales are read, nothing else. Exit code 0: nothing looks wrong; 1: something
-    does.
+    PATH is a safetensors file, an index, a folder with either, or a folder of such folders, here or
+    in a repository of the Hub (hf://owner/name@revision/folder). Headers and the values of scales
+    are read, nothing else. Exit code 0: nothing looks wrong; 1: something does.
     """
     if as_json and emit == STDOUT:
         raise click.UsageError("--json and --emit-recipe without a FILE both write to stdout.")
     with reporting(as_json):
-        result = examine(path, layout, parse_parts(parts))
+        place = open_place(path)
+        result = examine(place, layout, parse_parts(parts))
         if as_json:
             click.echo(json.dumps(inspection_json(result), indent=2))
         elif emit != STDOUT:
             click.echo(inspection_text(result, every=every))
         if emit is not None:
-            _emit(result, path, emit)
+            _emit(result, place, emit)
     ctx.exit(1 if result.problems else 0)
 
 
-def _emit(result: Examined, path: Path, emit: str) -> None:
+def _emit(result: Examined, path: Location, emit: str) -> None:
     from quantrecipe.cli.draft import draft_of
 
     file = None if emit == STDOUT else Path(emit)

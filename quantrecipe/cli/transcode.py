@@ -11,10 +11,12 @@ import click
 
 from quantrecipe.checkpoint.config_file import read_config
 from quantrecipe.checkpoint.folder import GGUF_SUFFIX
+from quantrecipe.cli.draft import name_of
 from quantrecipe.cli.examining import Examined, examine, parse_parts
 from quantrecipe.schema.config_claims import quantization_of
-from quantrecipe.schema.drafting import DraftSource, slug
+from quantrecipe.schema.drafting import DraftSource
 from quantrecipe.schema.dtypes import PLAIN_DTYPES, PlainDType
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.names import NameMapping, Names
 from quantrecipe.schema.nearest import Wanted
 from quantrecipe.schema.plan import Plan, PlannedModule
@@ -56,7 +58,7 @@ class Inferred:
 
     recipe: Recipe
     text: str
-    root: Path
+    root: Location
     layout: str
     notes: tuple[str, ...]
 
@@ -125,11 +127,11 @@ def check_usage(
     parse_parts(asked.parts)
 
 
-def infer(path: Path, target_layout: str, asked: Asked) -> Inferred:
+def infer(path: Location, target_layout: str, asked: Asked) -> Inferred:
     """Find out what a checkpoint is, and infer the recipe that carries it over.
 
     Args:
-        path: a file, an index or a folder.
+        path: a file, an index or a folder, here or in a repository.
         target_layout: the name of the layout to carry it over into.
         asked: what else was asked for.
 
@@ -174,16 +176,13 @@ def infer(path: Path, target_layout: str, asked: Asked) -> Inferred:
     if problems or not sources:
         raise InvalidInput(problems or Problem("no-modules", notes[0], file=str(path)))
     activations, said = _activations(examined, [each.reading for each in sources])
-    name = slug(path.resolve().name.removesuffix(".index.json").rpartition(".")[0] or path.name)
-    if path.is_dir():
-        name = path.resolve().name
-    recipe, text = infer_recipe(sources, wish, activations, name)
+    recipe, text = infer_recipe(sources, wish, activations, name_of(path))
     found = f"{sources[0].reading.layout.name} ({how or examined.parts[0].reason})"
     return Inferred(recipe, text, examined.survey.root, found, (*notes, *said))
 
 
 def _examined(
-    path: Path, layout: str | None, parts: Mapping[str, str] | None
+    path: Location, layout: str | None, parts: Mapping[str, str] | None
 ) -> tuple[Examined, str | None]:
     """What a checkpoint is; where several layouts have its tensors, as its ``config.json`` says."""
     found = examine(path, layout, parts)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from quantrecipe.schema.base import TARGET_FILE
@@ -67,14 +68,14 @@ class DraftSource:
 
 
 def draft_recipe(
-    sources: Sequence[DraftSource], name: str, path: str | None = None
+    sources: Sequence[DraftSource], name: str, where: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[Recipe, str]:
     """Write a recipe whose source these files are, and make sure that it plans.
 
     Args:
         sources: read through one layout.
         name: what to call it, in any characters.
-        path: ``source.path``, where the recipe will have a place relative to the source.
+        where: fields of ``source`` that say where it is: ``path``, or ``repo`` and ``revision``.
 
     Returns:
         The recipe, and its text.
@@ -108,7 +109,7 @@ def draft_recipe(
         "description": "A draft from the checkpoint's headers: look through what is protected.",
         "source": {
             "layout": sources[0].reading.layout.name,
-            **({"path": path} if path is not None else {}),
+            **where,
             "parts": {
                 part.name: source.location for source in sources for part in source.reading.parts
             },

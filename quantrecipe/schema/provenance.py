@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from quantrecipe.schema.canonical import recipe_digest
@@ -170,7 +169,7 @@ def target_files(recipe: Recipe) -> dict[str, str]:
     return {part: recipe.target.file_of(part) for part in recipe.source.parts}
 
 
-def lock_problems(lock: Lock, folder: Path, file: str) -> Iterator[Problem]:
+def lock_problems(lock: Lock, folder: Location, file: str) -> Iterator[Problem]:
     """Files that the lock vouches for and that are gone, or of another size."""
     for output in lock.outputs:
         path = folder / output.path

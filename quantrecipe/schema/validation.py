@@ -188,6 +188,15 @@ def parse_recipe(text: str | bytes, file: str = "<text>") -> Recipe:
     return _only(Recipe, examine_text(parse_text(text, file), kind="recipe"))
 
 
+def parse_lock(text: str | bytes, file: str) -> Lock:
+    """Check a lock that is already in memory.
+
+    Raises:
+        InvalidInput: it does not hold; every problem is in it.
+    """
+    return _only(Lock, examine_text(parse_text(text, file), kind="lock"))
+
+
 def parse_layout(text: str | bytes, file: str = "<text>") -> Layout:
     """Check the text of a layout; ``file`` is what problems call it, and YAML if it ends so.
 
