@@ -27,9 +27,9 @@ from quantrecipe.evaluate.reporting.fields import Source
 from quantrecipe.evaluate.reporting.markup import clean
 from quantrecipe.evaluate.reporting.timed import Row, Timed
 from quantrecipe.publishing.card import model_card
-from quantrecipe.publishing.card_metadata import metadata
+from quantrecipe.publishing.card.markdown import code, link, shell, text
+from quantrecipe.publishing.card.metadata import metadata
 from quantrecipe.publishing.facts import Facts, License, Result
-from quantrecipe.publishing.markdown import code, link, shell, text
 from quantrecipe.schema.lock import Lock, LockedModule
 from quantrecipe.schema.patterns import Patterns
 from tests.evaluate.reporting_materials import ideogram4_lock, lock_with

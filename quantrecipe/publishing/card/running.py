@@ -9,9 +9,7 @@ from typing import Final
 
 from quantrecipe.evaluate.reporting.markup import clean
 from quantrecipe.evaluate.reporting.wording import count
-from quantrecipe.publishing.card_words import bytes_text, parts_of
-from quantrecipe.publishing.facts import Base, Facts, License, Needed
-from quantrecipe.publishing.markdown import (
+from quantrecipe.publishing.card.markdown import (
     Markdown,
     code,
     codes,
@@ -21,6 +19,8 @@ from quantrecipe.publishing.markdown import (
     shell,
     text,
 )
+from quantrecipe.publishing.card.words import bytes_text, parts_of
+from quantrecipe.publishing.facts import Base, Facts, License, Needed
 from quantrecipe.schema.lock import Lock
 
 _DTYPE: Final[Mapping[str, str]] = MappingProxyType(

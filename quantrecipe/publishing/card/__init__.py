@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from quantrecipe.evaluate.reporting.wording import count, stored_as
-from quantrecipe.publishing.card_errors import errors
-from quantrecipe.publishing.card_files import files, provenance
-from quantrecipe.publishing.card_layout import layout
-from quantrecipe.publishing.card_metadata import front_matter
-from quantrecipe.publishing.card_protected import protected
-from quantrecipe.publishing.card_quantized import quantized
-from quantrecipe.publishing.card_results import results, speed
-from quantrecipe.publishing.card_running import running, terms
-from quantrecipe.publishing.card_words import alike, numbers_in, parts_of, share, weights_in
+from quantrecipe.publishing.card.errors import errors
+from quantrecipe.publishing.card.files import files, provenance
+from quantrecipe.publishing.card.layout import layout
+from quantrecipe.publishing.card.markdown import Markdown, code, codes, link, text
+from quantrecipe.publishing.card.metadata import front_matter
+from quantrecipe.publishing.card.protected import protected
+from quantrecipe.publishing.card.quantized import quantized
+from quantrecipe.publishing.card.results import results, speed
+from quantrecipe.publishing.card.running import running, terms
+from quantrecipe.publishing.card.words import alike, numbers_in, parts_of, share, weights_in
 from quantrecipe.publishing.facts import Facts
-from quantrecipe.publishing.markdown import Markdown, code, codes, link, text
 
 _SECTIONS: Final[Sequence[tuple[str, Callable[[Facts], Sequence[Markdown]]]]] = (
     ("Running it", running),

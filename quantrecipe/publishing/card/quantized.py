@@ -7,9 +7,9 @@ from math import prod
 from typing import Final
 
 from quantrecipe.evaluate.reporting.wording import count, stored_as
-from quantrecipe.publishing.card_words import alike, numbers_in, share, weights_in
+from quantrecipe.publishing.card.markdown import Markdown, code, table
+from quantrecipe.publishing.card.words import alike, numbers_in, share, weights_in
 from quantrecipe.publishing.facts import Facts
-from quantrecipe.publishing.markdown import Markdown, code, table
 from quantrecipe.schema.lock import Disposition, Lock, LockedModule, LockedTensor
 from quantrecipe.schema.schemes import ScaledWeight
 

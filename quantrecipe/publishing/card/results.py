@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from quantrecipe.evaluate.reporting.speeds import label, numbers_of
 from quantrecipe.evaluate.reporting.wording import figure, signed
-from quantrecipe.publishing.card_words import long_table
-from quantrecipe.publishing.facts import Facts, Result
-from quantrecipe.publishing.markdown import (
+from quantrecipe.publishing.card.markdown import (
     Markdown,
     code,
     fenced,
@@ -19,6 +17,8 @@ from quantrecipe.publishing.markdown import (
     table,
     text,
 )
+from quantrecipe.publishing.card.words import long_table
+from quantrecipe.publishing.facts import Facts, Result
 from quantrecipe.schema.evaluated import Compared, Evaluated
 from quantrecipe.schema.evaluation import KNOWN_METRICS
 from quantrecipe.schema.lock import RECIPE_NAME, Lock

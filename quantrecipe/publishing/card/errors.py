@@ -8,9 +8,9 @@ from statistics import median
 from typing import Final
 
 from quantrecipe.evaluate.reporting.wording import count, decibels
-from quantrecipe.publishing.card_words import long_table
+from quantrecipe.publishing.card.markdown import Markdown, code
+from quantrecipe.publishing.card.words import long_table
 from quantrecipe.publishing.facts import Facts
-from quantrecipe.publishing.markdown import Markdown, code
 from quantrecipe.schema.lock import LockedModule
 
 _NUMBER: Final = re.compile(r"(?<![^.])[0-9]+(?![^.])")

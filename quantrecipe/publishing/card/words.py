@@ -7,7 +7,7 @@ from math import prod
 from typing import Final
 
 from quantrecipe.evaluate.reporting.wording import size
-from quantrecipe.publishing.markdown import Markdown, codes, folded, table
+from quantrecipe.publishing.card.markdown import Markdown, codes, folded, table
 from quantrecipe.schema.lock import Lock, LockedModule
 from quantrecipe.schema.name_groups import collapse
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quantrecipe.evaluate.reporting.wording import count, stored_as
-from quantrecipe.publishing.card_words import alike, by_part, long_table
+from quantrecipe.publishing.card.markdown import Markdown, codes
+from quantrecipe.publishing.card.words import alike, by_part, long_table
 from quantrecipe.publishing.facts import Facts
-from quantrecipe.publishing.markdown import Markdown, codes
 from quantrecipe.schema.lock import LockedModule
 
 

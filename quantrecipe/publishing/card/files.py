@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from quantrecipe.evaluate.reporting.sizes import output_bytes, source_bytes
 from quantrecipe.evaluate.reporting.wording import count
-from quantrecipe.publishing.card_words import bytes_text, long_table, share
-from quantrecipe.publishing.facts import Facts
-from quantrecipe.publishing.markdown import (
+from quantrecipe.publishing.card.markdown import (
     Markdown,
     code,
     codes,
@@ -16,6 +14,8 @@ from quantrecipe.publishing.markdown import (
     shell,
     table,
 )
+from quantrecipe.publishing.card.words import bytes_text, long_table, share
+from quantrecipe.publishing.facts import Facts
 from quantrecipe.schema.lock import LOCK_NAME, RECIPE_NAME, Lock
 
 

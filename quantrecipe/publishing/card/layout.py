@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Final
 
 from quantrecipe.evaluate.reporting.wording import count, stored_as
-from quantrecipe.publishing.card_words import alike, parts_of
+from quantrecipe.publishing.card.markdown import Markdown, code, codes, joined, listed, table
+from quantrecipe.publishing.card.words import alike, parts_of
 from quantrecipe.publishing.facts import Facts
-from quantrecipe.publishing.markdown import Markdown, code, codes, joined, listed, table
 from quantrecipe.schema.lock import Lock, LockedModule, LockedTensor
 
 _MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
