@@ -17,7 +17,8 @@ from typing import Any
 from quantrecipe.checkpoint import OutputFiles, SourceReader
 from quantrecipe.converter import convert, digesting, working
 from quantrecipe.converter.protocol import ErrorSums
-from quantrecipe.formats.transform import CompiledTransform, PlainTransform
+from quantrecipe.formats.plain_transform import PlainTransform
+from quantrecipe.formats.transform import CompiledTransform
 
 SECONDS: defaultdict[str, float] = defaultdict(float)
 

@@ -12,7 +12,7 @@ import pytest
 import quantrecipe
 from quantrecipe.checkpoint.errors import OutputExists, SourceError
 from quantrecipe.checkpoint.hub.errors import HubError
-from quantrecipe.converter.executors import ExecutorError
+from quantrecipe.converter.clusters import ExecutorError
 from quantrecipe.converter.working import BrokenConverter
 from quantrecipe.formats import NonFinite, ScaleOutOfRange, Unrepresentable
 from quantrecipe.formats.folding import FoldOutOfRange

@@ -19,7 +19,7 @@ from functools import partial
 from threading import Condition, Thread
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
-from quantrecipe.converter.executors import ExecutorError
+from quantrecipe.schema.problems import QuantrecipeError
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -31,6 +31,10 @@ RETRIES: Final = 3
 _AHEAD: Final = 1
 
 _KNOCK_SECONDS: Final = 10
+
+
+class ExecutorError(QuantrecipeError):
+    """A cluster cannot be used: not installed, not reachable, or its workers keep dying."""
 
 
 @dataclass(frozen=True, slots=True)

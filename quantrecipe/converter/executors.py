@@ -23,8 +23,9 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Final, Literal, TypeVar, get_args
 
+from quantrecipe.converter.clusters import ExecutorError
 from quantrecipe.converter.workers import available_cores
-from quantrecipe.schema.problems import InvalidInput, Problem, QuantrecipeError, did_you_mean
+from quantrecipe.schema.problems import InvalidInput, Problem, did_you_mean
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -42,10 +43,6 @@ _ADDRESSES: Final[Mapping[Kind, re.Pattern[str]]] = MappingProxyType(
         "dask": re.compile(rf"((tcp|tls|ws|wss|ucx)://)?{_HOST_AND_PORT}"),
     }
 )
-
-
-class ExecutorError(QuantrecipeError):
-    """A cluster cannot be used: not installed, not reachable, or its workers keep dying."""
 
 
 @dataclass(frozen=True, slots=True)

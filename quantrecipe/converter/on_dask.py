@@ -8,8 +8,15 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from quantrecipe.converter.clusters import Call, ClusterExecutor, knock, make, needing, quiet
-from quantrecipe.converter.executors import ExecutorError
+from quantrecipe.converter.clusters import (
+    Call,
+    ClusterExecutor,
+    ExecutorError,
+    knock,
+    make,
+    needing,
+    quiet,
+)
 
 if TYPE_CHECKING:
     from distributed import Client

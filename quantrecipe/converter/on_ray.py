@@ -15,12 +15,12 @@ from quantrecipe.converter.clusters import (
     RETRIES,
     Call,
     ClusterExecutor,
+    ExecutorError,
     knock,
     make,
     needing,
     quiet,
 )
-from quantrecipe.converter.executors import ExecutorError
 
 # Ray takes 30% of the memory for objects unless told otherwise. This is the least it accepts, and
 # no object of ours is larger than a few kilobytes.

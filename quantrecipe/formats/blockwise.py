@@ -25,7 +25,7 @@ from quantrecipe.formats.scaled import ScaledFormat
 from quantrecipe.schema.schemes import AnyScaledWeight, ClipSearch, ScaledWeight
 
 if TYPE_CHECKING:
-    from quantrecipe.formats.transform import PlainTransform
+    from quantrecipe.formats.plain_transform import PlainTransform
 
 # Numbers that stay in a core's second cache, as float32 and as codes.
 _AT_A_TIME: Final = 1 << 18

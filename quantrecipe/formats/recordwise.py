@@ -22,7 +22,7 @@ from quantrecipe.formats.refusals import Unrepresentable
 from quantrecipe.schema.schemes import ScaledWeight
 
 if TYPE_CHECKING:
-    from quantrecipe.formats.transform import PlainTransform
+    from quantrecipe.formats.plain_transform import PlainTransform
 
 _AT_A_TIME: Final = 1 << 17
 

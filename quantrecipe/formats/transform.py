@@ -21,17 +21,16 @@ from torch import Tensor
 from quantrecipe.formats import get_format
 from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.blockwise import BlockwiseTransform, covers
-from quantrecipe.formats.clip_search import choose_scales, column_weights
+from quantrecipe.formats.clip_search import column_weights
 from quantrecipe.formats.dtypes import TORCH_DTYPES
-from quantrecipe.formats.error import RowErrors, row_errors
+from quantrecipe.formats.error import RowErrors
 from quantrecipe.formats.kernels import (
-    PlainSteps,
     SourceArguments,
-    decode_block,
     load_kernels,
     takes,
 )
 from quantrecipe.formats.loops import load_loops
+from quantrecipe.formats.plain_transform import PlainTransform
 from quantrecipe.formats.records import RecordFormat
 from quantrecipe.formats.recordwise import RecordTransform
 from quantrecipe.schema.schemes import AnyScaledWeight, AnyWeight, ClipSearch, Hadamard
@@ -117,54 +116,6 @@ def block_transform(
     if loops is not None and covers(target, loops):
         return BlockwiseTransform(plain, loops, kernels)
     return plain
-
-
-class PlainTransform(PlainSteps):
-    """``BlockTransform`` in torch, step by step."""
-
-    def __call__(
-        self, source: SourceBlock, target: TargetBlock, importance: Tensor | None = None
-    ) -> RowErrors:
-        weight = self.decode(source)
-        fmt, spec, workspace = self.format, self.target, self._scratch.steps
-        given = spec.scales_together
-        if not given:
-            scales, zeros = choose_scales(
-                weight, fmt, spec, importance, codes=target.codes, workspace=workspace
-            )
-            target.scales.copy_(scales)
-            if zeros is not None and target.zeros is not None:
-                target.zeros.copy_(zeros)
-        fmt.encode(
-            weight,
-            target.encoding,
-            spec,
-            target.codes,
-            zero_point=target.zeros,
-            workspace=workspace,
-            checked=given,
-        )
-        # What has just been encoded are numbers: nothing waits for the device to say so.
-        return row_errors(
-            weight,
-            target.codes,
-            target.scales,
-            fmt,
-            spec,
-            workspace,
-            zero_point=target.zeros,
-            checked=False,
-        )
-
-    def absmax(self, source: SourceBlock) -> Tensor:
-        return self.format.measure(self.decode(source), self.target)
-
-    def column_absmax(self, source: SourceBlock, out: Tensor) -> None:
-        weight = decode_block(
-            self.source, replace(source, factors=None), None, self._scratch.values
-        )
-        torch.maximum(out, weight.amax(0), out=out)
-        torch.maximum(out, weight.amin(0).neg_(), out=out)
 
 
 class CompiledTransform:

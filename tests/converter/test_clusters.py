@@ -8,8 +8,7 @@ from threading import Event, Semaphore
 
 import pytest
 
-from quantrecipe.converter.clusters import Call, ClusterExecutor, make
-from quantrecipe.converter.executors import ExecutorError
+from quantrecipe.converter.clusters import Call, ClusterExecutor, ExecutorError, make
 from tests.converter.waiting import LIMIT, wait_until
 
 SLOTS = 2

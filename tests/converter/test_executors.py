@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from quantrecipe.checkpoint.errors import SourceError
+from quantrecipe.converter.clusters import ExecutorError
 from quantrecipe.converter.executors import (
-    ExecutorError,
     ExecutorSpec,
     open_executor,
     parse_executor,

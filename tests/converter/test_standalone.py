@@ -383,7 +383,7 @@ def test_a_graph_of_its_linears_has_no_break(tmp_path: Path) -> None:
     out = one(tmp_path, schemes={"all": scheme})
     model = loader_of(out).load(small_model(), out, dtype=torch.float32)
     x = torch.randn(3, 12)
-    compiled = torch.compile(model.a, backend="eager", fullgraph=True)
+    compiled: Any = torch.compile(model.a, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), model.a(x))
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from quantrecipe.converter import Means, carry_out, convert, plan, working
-from quantrecipe.converter.executors import ExecutorError
+from quantrecipe.converter.clusters import ExecutorError
 from quantrecipe.schema.problems import InvalidInput, OutputError
 from tests.converter.dying import Dying
 from tests.converter.making import parsed, recipe, result_of, save, save_statistics, weight_spec

@@ -118,6 +118,7 @@ def over(
 ) -> Plan:
     """Carry a checkpoint over without a recipe."""
     inferred = inferred_for(source, layout, **asked)
+    assert isinstance(inferred.root, Path)
     planned = plan(inferred.recipe, inferred.root, converter=converter)
     carry_out(planned, CONVERTERS[converter], out, Means(jobs=1))
     return planned

@@ -23,8 +23,9 @@ from quantrecipe.formats import (
 from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.blockwise import BlockwiseTransform
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.plain_transform import PlainTransform
 from quantrecipe.formats.proof import block_proof
-from quantrecipe.formats.transform import BlockTransform, PlainTransform, block_transform
+from quantrecipe.formats.transform import BlockTransform, block_transform
 from quantrecipe.schema.schemes import (
     ClipSearch,
     Float8Block,

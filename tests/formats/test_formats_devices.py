@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantrecipe.formats import get_format, quantize
 from quantrecipe.formats.blocks import SourceBlock, TargetBlock
-from quantrecipe.formats.transform import PlainTransform
+from quantrecipe.formats.plain_transform import PlainTransform
 from quantrecipe.schema.schemes import PlainWeight, ScaledWeight
 
 

@@ -25,11 +25,11 @@ from quantrecipe.formats import (
 )
 from quantrecipe.formats.blocks import SourceBlock, TargetBlock
 from quantrecipe.formats.dtypes import TORCH_DTYPES
+from quantrecipe.formats.plain_transform import PlainTransform
 from quantrecipe.formats.scaled import SCALE_DTYPES
 from quantrecipe.formats.transform import (
     BlockTransform,
     CompiledTransform,
-    PlainTransform,
     block_transform,
 )
 from quantrecipe.schema.schemes import AnyScaledWeight, PlainWeight, ScaledWeight
