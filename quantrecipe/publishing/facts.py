@@ -84,6 +84,7 @@ class Usage:
         command: an example of running it, one line of shell.
         summary: what that does, a sentence.
         needed: what ``download_deps.py`` fetches; ``None``: the checkpoint is enough.
+        example: lines of Python that do it from another program, in the same folder.
     """
 
     script: bytes
@@ -91,6 +92,7 @@ class Usage:
     command: str
     summary: str
     needed: Needed | None = None
+    example: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

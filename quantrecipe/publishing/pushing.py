@@ -190,11 +190,10 @@ def _try(call: Callable[[], Result], place: str, repo: str) -> Result:
 
 def _check_token(place: str, repo: str) -> None:
     from huggingface_hub import get_token
-    from huggingface_hub.errors import OfflineModeIsEnabled
 
     if is_offline():
-        with explaining(place, repo):
-            raise OfflineModeIsEnabled
+        message = "cannot be written to, for offline mode is on"
+        raise HubError("offline", place, message, "Unset HF_HUB_OFFLINE.")
     if get_token() is None:
         raise HubError(
             "no-token",

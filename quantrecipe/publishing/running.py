@@ -182,6 +182,13 @@ def _of_pipeline(
         summary=f"It assembles {pipeline.class_name} with the networks of this repository in the "
         "place of its own, and writes an image.",
         needed=needed,
+        example=(
+            "import torch",
+            "from usage import assemble",
+            "",
+            'pipeline = assemble(torch.device("cuda"))',
+            'image = pipeline("a lighthouse in the fog, oil on canvas").images[0]',
+        ),
     )
 
 
@@ -201,7 +208,13 @@ def _of_models(lock: Lock, configs: Mapping[str, _Config | None], standalone: bo
         summary = "It loads the network; a language model goes on with texts, an encoder compares."
     else:
         command, summary = "python usage.py", "It loads every network, and says what it takes."
-    return Usage(script, packages, command, summary)
+    calls = (
+        f'{part if len(networks) > 1 else "model"} = load_part("{part}", device="cuda")'
+        for part, network in networks.items()
+        if network is not None
+    )
+    example = ("from usage import load_part", "", *calls) if known else ()
+    return Usage(script, packages, command, summary, example=example)
 
 
 def _packages(libraries: Iterable[str], standalone: bool) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants, snapshot_download
 
 from quantrecipe.checkpoint import OutputExists, file_sha256
+from quantrecipe.checkpoint.hub.errors import HubError
 from quantrecipe.evaluate import verify
 from quantrecipe.schema.canonical import document_bytes
 from quantrecipe.schema.lock import Lock
@@ -248,3 +249,25 @@ def test_what_smooths_can_go_along(hub: HubServer, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     other.write_bytes(statistics.read_bytes())
     assert kinds(run(out, "--statistics", other).exception) == ["unknown-statistics"]
+
+
+def test_without_the_hub_the_cache_is_asked(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = converted(hub, tmp_path / "out")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    nothing = run(out)
+    assert isinstance(nothing.exception, HubError)
+    assert nothing.exception.kind == "offline"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    snapshot_download(BASE, endpoint=hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.forget()
+    result = run(out)
+    assert result.exit_code == 0, result.output
+    assert not hub.requests
+    assert front_matter(out)["license_name"] == "my-own"
+    assert (out / "LICENSE.md").read_bytes() == base_files()["LICENSE.md"]
+    pushed = run(out, "--push", "somebody/new")
+    assert isinstance(pushed.exception, HubError)
+    assert pushed.exception.kind == "offline"

@@ -220,6 +220,12 @@ def test_the_image_is_that_of_the_loaded_model(world: World, tmp_path: Path, out
     assert pixels(path).std() > 20
 
 
+def test_the_card_says_how_it_is_run(world: World) -> None:
+    card = (world.outs["folders"] / "README.md").read_text("utf-8")
+    assert "pip install torch safetensors diffusers transformers\npython download_deps.py" in card
+    assert 'pipeline = assemble(torch.device("cuda"))' in card
+
+
 def test_split_and_renamed_modules_give_the_same_image(world: World) -> None:
     assert apart(world, "folders", "one file") == 0
 

@@ -52,6 +52,7 @@ def test_sentences_are_compared_by_real_weights(tmp_path: Path) -> None:
         [Job(folder=str(out), program="usage", arguments=["--device", "cpu", *texts])], tmp_path
     )
     assert outcome["ended"] is None, outcome
+    assert 'model = load_part("model", device="cuda")' in (out / "README.md").read_text("utf-8")
     head, *rows = outcome["stdout"].splitlines()
     assert head.startswith("model: BertModel, 34.9 MB on cpu")
     likeness = [[float(each) for each in re.findall(r"-?\d\.\d{3}", row)] for row in rows]

@@ -47,8 +47,11 @@ def running(facts: Facts) -> list[Markdown]:
     blocks = [fenced(commands, "shell"), text(usage.summary)]
     if usage.needed is not None:
         blocks.append(_needed(usage.needed, facts.base))
+    if usage.example:
+        blocks += [Markdown("In Python, in this folder:"), fenced(usage.example, "python")]
     if facts.loader:
-        said = f"In Python, {code('safetensors_loader.py')} needs torch and safetensors only:"
+        which = "With a class of your own" if usage.example else "In Python"
+        said = f"{which}, {code('safetensors_loader.py')} needs torch and safetensors only:"
         blocks += [Markdown(said), fenced(list(_with_the_loader(facts.lock)), "python")]
     opened = list(_from_pretrained(facts))
     if opened:
