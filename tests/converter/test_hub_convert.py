@@ -337,13 +337,6 @@ def test_the_command_takes_an_address(
     assert planned.exit_code == 0, planned.output
 
 
-def test_a_recipe_is_not_inferred_from_a_repository(tmp_path: Path) -> None:
-    call = ["--target-layout", "quantrecipe", "hf://o/n", "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(command, call)
-    assert done.exit_code == 2
-    assert "quantrecipe pull" in done.output
-
-
 def test_the_command_says_what_is_wrong(hub: HubServer, tmp_path: Path, source: Path) -> None:
     hub.add(REPO, source, gated=True)
     path = tmp_path / "recipe.json"
