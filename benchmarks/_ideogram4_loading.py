@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from _ideogram4_repository import FP8, PARTS, WEIGHTS
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from quantrecipe.loaders import load_model
+from quantrecipe.loaders import load_model, without_weights
 
 
 def in_bfloat16(
@@ -58,7 +57,7 @@ def cast_by_layer(
 def empty(component: Any, folder: Path) -> tuple[nn.Module, Path]:
     """A branch without weights, and the file that has them."""
     config = json.loads((folder / component["config"]).read_text("utf-8"))
-    with import_module("usage").parameters_on_meta():
+    with without_weights():
         model = getattr(diffusers, component["class_name"]).from_config(config)
     return model, folder / PARTS[component["part"]] / WEIGHTS
 

@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0
 """Loads the quantized checkpoint that lies beside this file. Needs torch and safetensors only.
 
-    from safetensors_loader import load
+    from safetensors_loader import load, without_weights
 
-    with torch.device("meta"):
+    with without_weights():
         model = MyModel(config)
     model = load(model, device="cuda")      # its quantized linears stay quantized
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -109,6 +109,26 @@ def load(
                     tensor = tensor.to(dtype)
                 _put(model, places[key], tensor)
     return model.to(device)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Within it, modules are made with parameters on the meta device, which take no memory.
+
+    Buffers are real: those that no checkpoint holds (tables of rotary embeddings) stay so.
+    """
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def state_dict(

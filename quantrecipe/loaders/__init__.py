@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quantrecipe.loaders.building import without_weights
 from quantrecipe.loaders.checkpoint import Checkpoint, OpenPart
 from quantrecipe.loaders.linear import QuantizedLinear
 from quantrecipe.loaders.loading import load_model
@@ -29,6 +30,7 @@ __all__ = [
     "load_state_dict",
     "loader_names",
     "open_checkpoint",
+    "without_weights",
 ]
 
 

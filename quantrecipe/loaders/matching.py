@@ -563,9 +563,9 @@ def _without_values(place: Place) -> Problem:
         return Problem(
             "buffer-without-values",
             "a buffer on the meta device that is in no checkpoint (it is not persistent)",
-            hint="Build the model with its buffers in memory "
-            "(accelerate.init_empty_weights(include_buffers=False); a plain "
-            '`with torch.device("meta")` leaves them without values), or compute it and set it.',
+            hint="Build the model with its buffers in memory (quantrecipe.loaders.without_weights; "
+            'a plain `with torch.device("meta")` leaves them without values), or compute it and '
+            "set it.",
             tensor=place.name,
         )
     return Problem(

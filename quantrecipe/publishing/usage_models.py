@@ -15,8 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -62,15 +61,15 @@ def load_part(
     Raises:
         ValueError: network and checkpoint do not fit, or no class is known.
     """
-    with parameters_on_meta():
+    name = "quantrecipe.loaders" if NEEDS_QUANTRECIPE else "safetensors_loader"
+    loader: Any = importlib.import_module(name)
+    with loader.without_weights():
         model = make() if make is not None else build(part)
+    where: dict[str, Any] = {"part": part, "device": device, "dtype": dtype}
     if NEEDS_QUANTRECIPE:
-        loader = importlib.import_module("quantrecipe.loaders")
-        loader.load_model(model, HERE, part=part, device=device, dtype=dtype)
+        loader.load_model(model, HERE, **where)
     else:
-        loader = importlib.import_module("safetensors_loader")
-        names = NAMES if make is None else ()
-        loader.load(model, HERE, part=part, device=device, dtype=dtype, names=names)
+        loader.load(model, HERE, **where, names=NAMES if make is None else ())
     return model.eval()
 
 
@@ -87,23 +86,6 @@ def build(part: str) -> nn.Module:
     else:
         model = kind.from_config(kind.load_config(folder))
     return model
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Within it, modules are made with parameters that take no memory, and with real buffers."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = on_meta  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def main() -> None:

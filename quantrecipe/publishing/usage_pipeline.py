@@ -17,8 +17,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,7 +77,7 @@ def assemble(
         compiled: have torch compile the blocks of quantized components, when they first run.
         dependencies: a folder for what is fetched; None: the Hub's cache.
     """
-    loader = fast_loader() if fast or NEEDS_QUANTRECIPE else None
+    loader = fast_loader() if fast or NEEDS_QUANTRECIPE else import_module("safetensors_loader")
     folder = fetch(dependencies)
     place = torch.device("cpu") if offload else device
     quantized = {
@@ -98,7 +97,7 @@ def load(
     dependencies: Path,
     device: torch.device,
     dtype: torch.dtype,
-    loader: Callable[..., object] | None,
+    loader: Any,
 ) -> nn.Module:
     """A quantized component; each of its tensors is read once, straight to the device."""
     root = HERE if component["config_from"] == "here" else dependencies
@@ -106,30 +105,28 @@ def load(
     config.pop("quantization_config", None)  # for from_pretrained, which is not used
     kind = getattr(import_module(component["library"]), component["class_name"])
     model: nn.Module
-    with parameters_on_meta():
+    with loader.without_weights():
         if component["library"] == "diffusers":
             model = kind.from_config(config)
         else:
             model = kind(kind.config_class.from_dict(config))
-    part = component["part"]
-    if loader is not None:
-        loader(model, HERE, part=part, device=device, dtype=dtype)
+    where: dict[str, Any] = {"part": component["part"], "device": device, "dtype": dtype}
+    if hasattr(loader, "load_model"):
+        loader.load_model(model, HERE, **where)
     else:
-        beside = import_module("safetensors_loader")
-        beside.load(model, HERE, part=part, device=device, dtype=dtype, names=NAMES)
+        loader.load(model, HERE, **where, names=NAMES)
     return model.eval()
 
 
-def fast_loader() -> Callable[..., object]:
-    """What loads a component in the package quantrecipe."""
+def fast_loader() -> Any:
+    """The loaders of the package quantrecipe."""
     if NAMES:
         raise UsageError("--fast does not rename modules, and this checkpoint needs that")
     try:
-        found: Callable[..., object] = import_module("quantrecipe.loaders").load_model
+        return import_module("quantrecipe.loaders")
     except ModuleNotFoundError as error:
         hint = "" if NEEDS_QUANTRECIPE else ", or leave --fast out"
         raise UsageError(f"install quantrecipe{hint} ({error})") from error
-    return found
 
 
 def compile_blocks(model: Any) -> None:
@@ -138,23 +135,6 @@ def compile_blocks(model: Any) -> None:
         model.compile_repeated_blocks()
     else:
         model.compile()
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Within it, modules are made with parameters that take no memory, and with real buffers."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = on_meta  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 class Stages:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from quantrecipe import loaders
 from quantrecipe.converter import convert
 from quantrecipe.converter import safetensors_loader as template
 from quantrecipe.converter.loader_contents import Contents
@@ -464,6 +466,23 @@ def test_tied_weights_and_shared_modules_stay_so(tmp_path: Path) -> None:
     assert model.head.weight is model.b.weight
     assert model.again is model.a
     assert type(model.a).__name__ == "QuantizedLinear"
+
+
+@pytest.mark.parametrize(
+    "without_weights", [template.without_weights, loaders.without_weights], ids=["emitted", "ours"]
+)
+def test_parameters_take_no_memory_and_buffers_are_made(
+    without_weights: Callable[[], AbstractContextManager[None]],
+) -> None:
+    register = nn.Module.register_parameter
+    with without_weights():
+        model: Any = nn.Sequential(nn.Linear(1 << 20, 8, bias=False), nn.BatchNorm1d(8))
+        model.tied = nn.Linear(1 << 20, 8, bias=False)
+        model.tied.weight = model[0].weight
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert torch.equal(model[1].running_var, torch.ones(8))
+    assert model.tied.weight is model[0].weight
+    assert nn.Module.register_parameter is register
 
 
 def test_what_no_checkpoint_holds_has_to_be_there(tmp_path: Path) -> None:

@@ -363,18 +363,6 @@ def test_weights_are_on_the_device_in_their_stage_only(usage: Any) -> None:
     assert pipeline._execution_device == torch.device("cpu")
 
 
-def test_parameters_take_no_memory_and_buffers_are_made(usage: Any) -> None:
-    register = nn.Module.register_parameter
-    with usage.parameters_on_meta():
-        model: Any = nn.Sequential(nn.Linear(1 << 20, 8, bias=False), nn.BatchNorm1d(8))
-        model.tied = nn.Linear(1 << 20, 8, bias=False)
-        model.tied.weight = model[0].weight
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert torch.equal(model[1].running_var, torch.ones(8))
-    assert model.tied.weight is model[0].weight
-    assert nn.Module.register_parameter is register
-
-
 @given(st.lists(st.floats(0, 9), min_size=1, max_size=60), st.integers(1, 200))
 def test_a_schedule_is_stretched_evenly(schedule: list[float], steps: int) -> None:
     resampled = published_function("resampled")

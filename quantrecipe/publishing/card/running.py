@@ -75,13 +75,13 @@ def _needed(needed: Needed, base: Base | None) -> Markdown:
 
 def _with_the_loader(lock: Lock) -> Iterator[str]:
     parts = parts_of(lock)
-    yield from ("import torch", "from safetensors_loader import load", "")
+    yield from ("from safetensors_loader import load, without_weights", "")
     for part in parts:
         name = _variable(part, parts)
         which = f', part="{part}"' if len(parts) > 1 else ""
         yield from (
-            'with torch.device("meta"):',
-            f"    {name} = ...  # the module without its weights",
+            "with without_weights():",
+            f"    {name} = ...  # the module",
             f'{name} = load({name}{which}, device="cuda")',
         )
 
