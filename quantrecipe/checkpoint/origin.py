@@ -12,11 +12,10 @@ from quantrecipe.checkpoint.survey import Survey
 from quantrecipe.schema.canonical import recipe_digest
 from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import LOCK_NAME
-from quantrecipe.schema.parsed import MAX_LOCK_BYTES
 from quantrecipe.schema.problems import InvalidInput, Problem
 from quantrecipe.schema.provenance import embedded_recipe, lock_problems, target_files
 from quantrecipe.schema.recipe import Recipe
-from quantrecipe.schema.validation import parse_lock
+from quantrecipe.schema.validation import load_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def _locked_recipe(found: Survey, problems: list[Problem]) -> Recipe | None:
     if not path.is_file():
         return None
     try:
-        lock = parse_lock(_small(path), str(path))
+        lock = load_lock(path)
     except InvalidInput as error:
         problems += error.problems
         return None
@@ -77,19 +76,6 @@ def _locked_recipe(found: Survey, problems: list[Problem]) -> Recipe | None:
         return None
     problems += lock_problems(lock, found.folder, str(path))
     return lock.recipe
-
-
-def _small(path: Location) -> bytes:
-    """The bytes of a lock; what is too large for one is not read.
-
-    Raises:
-        InvalidInput: it is.
-    """
-    size = path.stat().st_size
-    if size > MAX_LOCK_BYTES:
-        message = f"has {size:,} bytes, and no lock has more than {MAX_LOCK_BYTES:,}"
-        raise InvalidInput(Problem("too-large", message, file=str(path)))
-    return path.read_bytes()
 
 
 def _own_locations(recipe: Recipe, found: Survey, problems: list[Problem]) -> dict[str, str]:

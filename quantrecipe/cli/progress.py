@@ -83,6 +83,13 @@ class ProgressLine:
         )
 
 
+def silence_the_client() -> None:
+    """Have the Hub's client draw no bars of its own."""
+    from huggingface_hub import utils
+
+    utils.disable_progress_bars()  # type: ignore[attr-defined]
+
+
 def human_time(seconds: float) -> str:
     """``0:42``, ``12:05`` or ``1:02:33``."""
     minutes, rest = divmod(round(seconds), 60)

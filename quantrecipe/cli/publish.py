@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from quantrecipe.cli.progress import ProgressLine, silence_the_client
 from quantrecipe.cli.running import reporting
 from quantrecipe.schema.base import REPOSITORY
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from quantrecipe.publishing.facts import Gate, License
     from quantrecipe.publishing.publication import Publication
     from quantrecipe.publishing.pushing import Push
@@ -143,13 +141,14 @@ def publish(
         written = write(publication, force=force)
         commit = None
         if planned is not None:
-            with _quiet() if as_json else nullcontext():
-                commit = send(
-                    planned,
-                    publication,
-                    message=message or f"{publication.facts.lock.recipe.name}, converted",
-                    notice=lambda text: click.echo(f"sent {text}", err=True),
-                )
+            if as_json:
+                silence_the_client()
+            commit = send(
+                planned,
+                publication,
+                message=message or f"{publication.facts.lock.recipe.name}, converted",
+                notice=lambda text: click.echo(f"sent {text}", err=True),
+            )
         if as_json:
             click.echo(json.dumps(_json(publication, planned, written, commit), indent=2))
         else:
@@ -190,7 +189,6 @@ def _open_to_all(publication: Publication, planned: Push | None) -> list[str]:
 
 def _verify(folder: Path, *, quiet: bool) -> None:
     """Nothing damaged is sent."""
-    from quantrecipe.cli.progress import ProgressLine
     from quantrecipe.evaluate import verify, workload
     from quantrecipe.schema.problems import InvalidInput
 
@@ -198,13 +196,6 @@ def _verify(folder: Path, *, quiet: bool) -> None:
         found = verify(folder, progress=progress.advance)
     if found.problems:
         raise InvalidInput(found.problems)
-
-
-def _quiet() -> AbstractContextManager[None]:
-    from huggingface_hub import utils
-
-    utils.disable_progress_bars()  # type: ignore[attr-defined]
-    return nullcontext()
 
 
 def _show(publication: Publication, planned: Push | None, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quantrecipe.cli.progress import silence_the_client
 from quantrecipe.cli.running import reporting
 from quantrecipe.cli.tables import human_bytes, table
 from quantrecipe.schema.address import is_address, parse_address
@@ -74,9 +75,7 @@ def pull(
         folder = None
         if not dry_run:
             if as_json:
-                from huggingface_hub import utils
-
-                utils.disable_progress_bars()  # type: ignore[attr-defined]
+                silence_the_client()
             folder = fetch(planned)
         if as_json:
             click.echo(json.dumps(_json(planned, folder), indent=2))

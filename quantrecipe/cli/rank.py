@@ -286,8 +286,7 @@ def _check_out(out: Path, loaded: OpenRecipe, force: bool) -> None:
 def _named_files(recipe: Recipe) -> Iterator[str]:
     if recipe.source.path is not None:
         yield recipe.source.path
-    for scheme in recipe.schemes.values():
-        yield from scheme.statistics().values()
+    yield from recipe.statistics()
 
 
 def _write(out: Path, protected: OpenRecipe, source: Path | None) -> None:

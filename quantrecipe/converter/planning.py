@@ -183,11 +183,7 @@ def source_address(loaded: OpenRecipe, source: Path | str | None) -> HubAddress 
 
 def statistics_files(loaded: OpenRecipe) -> dict[str, Path]:
     """The statistics files that the schemes of a recipe name, and where each lies."""
-    return {
-        name: loaded.folder / name
-        for scheme in loaded.recipe.schemes.values()
-        for name in scheme.statistics().values()
-    }
+    return {name: loaded.folder / name for name in loaded.recipe.statistics()}
 
 
 def _with_statistics(planned: Plan) -> Plan:

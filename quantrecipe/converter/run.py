@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import LOCK_NAME, RECIPE_NAME, Lock
 from quantrecipe.schema.plan import Plan
 from quantrecipe.schema.problems import InvalidInput, OutputError
+from quantrecipe.schema.provenance import written_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,6 @@ def _keep_source(kept: frozenset[Path], out: Path, paths: tuple[str, ...]) -> No
 def _paths_of(lock: Path) -> tuple[str, ...]:
     """Files that an earlier conversion into the same folder wrote."""
     try:
-        document = json.loads(lock.read_text("utf-8"))
-        return tuple(str(entry["path"]) for entry in document["outputs"] + document["sidecars"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return written_paths(lock.read_bytes())
+    except OSError:
         return ()

@@ -210,8 +210,7 @@ def _readable(tensors: Iterable[LockedTensor], size: int) -> Iterator[tuple[str,
 def _check_extra(folder: Path, lock: Lock) -> Iterator[Problem]:
     """Whoever opens the folder would take other weights in it for a part of the checkpoint."""
     known = {output.path for output in lock.outputs} | shard_indexes(lock).keys()
-    for scheme in lock.recipe.schemes.values():
-        known.update(scheme.statistics().values())
+    known.update(lock.recipe.statistics())
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):

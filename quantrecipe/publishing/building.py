@@ -155,9 +155,7 @@ def _statistics(lock: Lock, folder: Path, given: Sequence[Path]) -> dict[str, Pa
 
 def statistics_paths(lock: Lock) -> tuple[str, ...]:
     """The statistics files that the recipe names, as it names them, below its own folder."""
-    schemes = lock.recipe.schemes.values()
-    named = {path for scheme in schemes for path in scheme.statistics().values()}
-    return tuple(sorted(path for path in named if is_below(path)))
+    return tuple(sorted(path for path in lock.recipe.statistics() if is_below(path)))
 
 
 def _missing_statistics(lock: Lock, there: Collection[str]) -> tuple[str, ...]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from quantrecipe.checkpoint.hub.client import HubFile, api, listing, patiently
 from quantrecipe.checkpoint.hub.errors import HubError, endpoint, explaining, transport_errors
@@ -21,11 +20,11 @@ from quantrecipe.schema.address import SCHEME
 from quantrecipe.schema.lock import LOCK_NAME
 from quantrecipe.schema.parsed import MAX_LOCK_BYTES
 from quantrecipe.schema.problems import InvalidInput, Problem
+from quantrecipe.schema.provenance import written_paths
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-Result = TypeVar("Result")
 Notice = Callable[[str], None]
 
 _FIRST: Final = frozenset({".gitattributes"})
@@ -38,7 +37,6 @@ class Push:
 
     Attributes:
         repo: ``owner/name``.
-        create: whether it is not there yet.
         parent: the commit that the new one follows; ``None``: it is not there yet.
         private: whether it is made private; ``None``: it stays as it is.
         gated: whether, and how, it is made gated; ``None``: it stays as it is.
@@ -48,13 +46,17 @@ class Push:
     """
 
     repo: str
-    create: bool
     parent: str | None
     private: bool | None
     gated: Gate | None
     sent: Mapping[str, int]
     kept: tuple[str, ...]
     deleted: tuple[str, ...]
+
+    @property
+    def create(self) -> bool:
+        """Whether it is not there yet."""
+        return self.parent is None
 
     @property
     def page(self) -> str:
@@ -88,10 +90,14 @@ def plan_push(
     sizes = publication.sizes()
     info = _info(repo, place)
     if info is None:
-        return Push(repo, True, None, private, gated, sizes, (), ())
+        return Push(repo, None, private, gated, sizes, (), ())
     there = Repository(repo, str(info.sha), endpoint())
     files = listing(there)
-    same = {path for path in sizes if path in files and _is_same(publication, path, files[path])}
+    same = {
+        path
+        for path, size in sizes.items()
+        if path in files and size == files[path].size and _is_same(publication, path, files[path])
+    }
     sent = {path: size for path, size in sizes.items() if path not in same}
     ours = _earlier(there) if LOCK_NAME in files else None
     taken = sorted(set(sent) & set(files) - _FIRST)
@@ -107,7 +113,6 @@ def plan_push(
     deleted = tuple(sorted(set(ours or ()) & set(files) - set(sizes)))
     return Push(
         repo=repo,
-        create=False,
         parent=str(info.sha),
         private=True if private and not info.private else None,
         gated=gated if gated != (info.gated or None) else None,
@@ -143,7 +148,7 @@ def push(
     repo, place = planned.repo, f"{SCHEME}{planned.repo}"
     hub, folder = api(), publication.facts.folder
     if planned.create:
-        _try(
+        patiently(
             lambda: hub.create_repo(repo, private=planned.private or None, exist_ok=True),
             place,
             repo,
@@ -152,7 +157,7 @@ def push(
     if planned.private and not planned.create:
         settings["private"] = True
     if settings:
-        _try(lambda: hub.update_repo_settings(repo, **settings), place, repo)
+        patiently(lambda: hub.update_repo_settings(repo, **settings), place, repo)
     parent = planned.parent
     if parent is None:
         info = _info(repo, place)
@@ -163,7 +168,7 @@ def push(
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for path, size in planned.sent.items():
         added = CommitOperationAdd(path, folder / path)
-        _try(partial(_send, hub, repo, added), place, repo)
+        patiently(partial(_send, hub, repo, added), place, repo)
         notice(f"{path}, {size:,} bytes")
         operations.append(added)
     operations += [CommitOperationDelete(path) for path in planned.deleted]
@@ -181,11 +186,6 @@ def _send(hub: HfApi, repo: str, added: CommitOperationAdd) -> None:
         if isinstance(error.__cause__, transport_errors()):
             raise error.__cause__ from error
         raise
-
-
-def _try(call: Callable[[], Result], place: str, repo: str) -> Result:
-    """Call what may be called twice, as often as it takes."""
-    return patiently(call, place, repo)
 
 
 def _check_token(place: str, repo: str) -> None:
@@ -216,10 +216,8 @@ def _info(repo: str, place: str) -> Any:
 
 
 def _is_same(publication: Publication, path: str, there: HubFile) -> bool:
-    """Whether the Hub has a file as it is to be; large ones are not read for it."""
+    """Whether the Hub has the content of a file; that of large ones is not read for it."""
     lock, folder = publication.facts.lock, publication.facts.folder
-    if there.size != publication.sizes()[path]:
-        return False
     if there.sha256 is not None:
         known = {file.path: file.sha256 for file in (*lock.outputs, *lock.sidecars)}
         if path in known:
@@ -236,9 +234,4 @@ def _earlier(repository: Repository) -> tuple[str, ...]:
     lock = HubPath(repository, PurePosixPath(LOCK_NAME))
     if lock.file.size > MAX_LOCK_BYTES:
         return ()
-    try:
-        document = json.loads(lock.read_bytes())
-        paths = [str(entry["path"]) for entry in document["outputs"] + document["sidecars"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ()
-    return tuple(path for path in paths if is_below(path))
+    return tuple(path for path in written_paths(lock.read_bytes()) if is_below(path))

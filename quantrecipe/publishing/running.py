@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from quantrecipe.checkpoint.errors import SourceError
 from quantrecipe.checkpoint.hub.components import Pipeline, pipeline_files, read_pipeline
 from quantrecipe.publishing.base import OpenedBase
 from quantrecipe.publishing.facts import Needed, Usage
+from quantrecipe.publishing.publication import content_of
 from quantrecipe.publishing.scripts import (
     Component,
     Network,
@@ -42,10 +42,7 @@ def own_usage(script: Path) -> Usage:
         InvalidInput: it is no Python.
         SourceError: the system could not read it.
     """
-    try:
-        content = script.read_bytes()
-    except OSError as error:
-        raise SourceError(script, error) from error
+    content = content_of(script)
     try:
         if len(content) > _LARGEST_SCRIPT:
             raise ValueError("it is larger than 1 MiB")
@@ -54,10 +51,11 @@ def own_usage(script: Path) -> Usage:
         message = f"is no Python: {error}"
         raise InvalidInput(Problem("bad-script", message, file=str(script))) from error
     said = (ast.get_docstring(tree) or "").splitlines()
+    imported = _imported(tree)
     calls = (line.strip() for line in said if line.strip().startswith(_CALL))
     return Usage(
         content,
-        _packages((name for name in _LIBRARIES if name in _imported(tree)), standalone=True),
+        _packages((name for name in _LIBRARIES if name in imported), standalone=True),
         next(calls, f"{_CALL} --help"),
         said[0] if said else "It says how it is called.",
     )

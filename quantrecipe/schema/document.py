@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Final
 
 from quantrecipe.schema.json_text import parse_json
-from quantrecipe.schema.parsed import MAX_BYTES, JsonValue, Parsed, at, max_bytes, parent
+from quantrecipe.schema.location import Location
+from quantrecipe.schema.parsed import (
+    MAX_BYTES,
+    JsonValue,
+    Parsed,
+    at,
+    max_bytes,
+    parent,
+    too_large,
+    unread,
+)
 from quantrecipe.schema.problems import InvalidInput, Problem
 
 STDIN: Final = "-"
@@ -60,19 +71,32 @@ def located(error: InvalidInput, document: Document) -> InvalidInput:
     return InvalidInput(document.locate(problem) for problem in error.problems)
 
 
-def read_parsed(source: str | PathLike[str]) -> Parsed:
+def read_parsed(source: str | PathLike[str] | Location) -> Parsed:
     """Read a file strictly, with its problems noted rather than raised.
 
     Args:
-        source: a path, or ``-`` for standard input. ``.yaml`` and ``.yml`` are YAML, all else JSON.
+        source: a path, a file elsewhere, or ``-`` for standard input. ``.yaml`` and ``.yml`` are
+            YAML, all else JSON.
 
     Raises:
         InvalidInput: the file cannot be read (kind ``unreadable``).
     """
+    if not isinstance(source, str | PathLike):
+        return _parsed(source, str(source))
     name = fspath(source)
     if name == STDIN:
         return parse_text(sys.stdin.buffer.read(MAX_BYTES + 1), "<stdin>")
-    return parse_text(_read(Path(name)), name)
+    return _parsed(Path(name), name)
+
+
+def _parsed(path: Location, name: str) -> Parsed:
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        size = 0  # what is the matter is said by reading it
+    if size > max_bytes(name):
+        return unread(name, too_large(size, name))
+    return parse_text(_read(path), name)
 
 
 def parse_text(text: str | bytes, file: str) -> Parsed:
@@ -108,7 +132,7 @@ def read_document(source: str | PathLike[str]) -> Document:
     return document_of(read_parsed(source))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Location) -> bytes:
     """At most one byte more than a document may have.
 
     Raises:
@@ -119,7 +143,7 @@ def _read(path: Path) -> bytes:
         if path.is_dir():
             message, hint = "this is a folder", "Name the document inside it."
         else:
-            with path.open("rb") as file:
+            with BufferedReader(path.open("rb", buffering=0)) as file:
                 return file.read(max_bytes(path.name) + 1)
     except FileNotFoundError:
         message, hint = "there is no such file", _near(path)
@@ -131,7 +155,7 @@ def _read(path: Path) -> bytes:
     raise InvalidInput(Problem("unreadable", message, hint, file=str(path)))
 
 
-def _near(path: Path) -> str:
+def _near(path: Location) -> str:
     """A hint for a path that does not exist: the file beside it with nearly the same name."""
     from quantrecipe.schema.problems import closest
 

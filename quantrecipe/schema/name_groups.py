@@ -32,6 +32,11 @@ def skeleton(name: str) -> str:
     return _DIGITS.sub("#", name)
 
 
+def starred(name: str) -> str:
+    """The name with ``*`` for each segment that is a number."""
+    return ".".join("*" if segment.isdecimal() else segment for segment in name.split("."))
+
+
 def collapse(names: Iterable[str]) -> tuple[NameGroup, ...]:
     """The names as disjoint patterns, ``layers.{0..33}.attention.qkv`` for 34 of them.
 

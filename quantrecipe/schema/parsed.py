@@ -211,7 +211,7 @@ def has_lone_surrogate(text: str) -> bool:
 def decode(data: bytes, file: str) -> tuple[str, Problem | None]:
     """UTF-8 bytes as text; what cannot be decoded is a problem with its place."""
     if len(data) > max_bytes(file):
-        return "", _too_large(len(data), file)
+        return "", too_large(len(data), file)
     try:
         return data.decode("utf-8"), None
     except UnicodeDecodeError as error:
@@ -232,7 +232,7 @@ def check_text(text: str, file: str) -> Problem | None:
     most = max_bytes(file)
     size = len(text) if len(text) > most else len(text.encode("utf-8", "surrogatepass"))
     if size > most:
-        return _too_large(size, file)
+        return too_large(size, file)
     if text.startswith("\ufeff"):
         return Problem(
             "byte-order-mark",
@@ -258,6 +258,7 @@ def unread(file: str, problem: Problem) -> Parsed:
 _LARGE_HINT = f"Is this the right file? Only locks, called *{LOCK_SUFFIX}, may be large."
 
 
-def _too_large(size: int, file: str) -> Problem:
+def too_large(size: int, file: str) -> Problem:
+    """A document of more bytes than are read of one of its name."""
     message = f"the document has {size:,} bytes, more than the {max_bytes(file):,} that are read"
     return Problem("too-large", message, _LARGE_HINT, file=file)

@@ -169,6 +169,15 @@ def target_files(recipe: Recipe) -> dict[str, str]:
     return {part: recipe.target.file_of(part) for part in recipe.source.parts}
 
 
+def written_paths(lock: bytes) -> tuple[str, ...]:
+    """The files that a lock says were written, itself aside; none, if this is no lock at all."""
+    try:
+        document = json.loads(lock)
+        return tuple(str(entry["path"]) for entry in document["outputs"] + document["sidecars"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ()
+
+
 def lock_problems(lock: Lock, folder: Location, file: str) -> Iterator[Problem]:
     """Files that the lock vouches for and that are gone, or of another size."""
     for output in lock.outputs:

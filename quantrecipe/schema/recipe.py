@@ -229,3 +229,8 @@ class Recipe(Model):
 
     extensions: dict[ReverseDns, Extension] = Field(default={})
     """What this schema does not know."""
+
+    def statistics(self) -> tuple[str, ...]:
+        """The statistics files that its schemes name, each once, in their order."""
+        schemes = self.schemes.values()
+        return tuple(dict.fromkeys(path for each in schemes for path in each.statistics().values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from quantrecipe.schema.name_groups import collapse, natural
+from quantrecipe.schema.name_groups import collapse, natural, starred
 from quantrecipe.schema.patterns import Patterns, check_pattern
 
 # The planner lets no wildcard take these.
@@ -55,15 +55,11 @@ def _no_wider_than_needed(found: dict[str, str], names: Iterable[str]) -> dict[s
     for name in names:
         taken = compiled.matches(name)
         if taken is not None:
-            forms[patterns[taken]].add(_starred(name))
+            forms[patterns[taken]].add(starred(name))
     return {
         forms[pattern].pop() if len(forms[pattern]) == 1 else pattern: name
         for pattern, name in found.items()
     }
-
-
-def _starred(name: str) -> str:
-    return ".".join("*" if segment.isdecimal() else segment for segment in name.split("."))
 
 
 def _is_table(name: str) -> bool:
@@ -76,7 +72,7 @@ def _wider(name: str) -> Iterator[str]:
     literal = [segment for segment in segments if not segment.isdecimal()]
     if any(set("*{}") & set(segment) for segment in literal) or name.startswith("re:"):
         return
-    stars = _starred(name).split(".")
+    stars = starred(name).split(".")
     for length in range(len(segments)):
         yield ".".join([*stars[:length], "**"])
     yield ".".join(stars)

@@ -13,6 +13,7 @@ from quantrecipe.schema.evaluated import Evaluated
 from quantrecipe.schema.evaluation_semantics import evaluated_problems
 from quantrecipe.schema.layout import Layout
 from quantrecipe.schema.layout_semantics import layout_problems
+from quantrecipe.schema.location import Location
 from quantrecipe.schema.lock import Lock
 from quantrecipe.schema.names import Names
 from quantrecipe.schema.names_semantics import names_problems
@@ -23,7 +24,7 @@ from quantrecipe.schema.semantics import lock_problems, recipe_problems, statist
 from quantrecipe.schema.statistics import STATISTICS_KEY, Statistics
 from quantrecipe.schema.structure import MODELS, build, structure_problems, tag_problem
 
-Source = str | PathLike[str]
+Source = str | PathLike[str] | Location
 AnyModel = TypeVar("AnyModel", bound=Model)
 
 
@@ -186,15 +187,6 @@ def parse_recipe(text: str | bytes, file: str = "<text>") -> Recipe:
         InvalidInput: it does not hold; every problem is in it.
     """
     return _only(Recipe, examine_text(parse_text(text, file), kind="recipe"))
-
-
-def parse_lock(text: str | bytes, file: str) -> Lock:
-    """Check a lock that is already in memory.
-
-    Raises:
-        InvalidInput: it does not hold; every problem is in it.
-    """
-    return _only(Lock, examine_text(parse_text(text, file), kind="lock"))
 
 
 def parse_layout(text: str | bytes, file: str = "<text>") -> Layout:

@@ -221,6 +221,18 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         load_recipe(path)
 
 
+@pytest.mark.parametrize("name", ["recipe.json", "recipe.yaml", "recipe.lock.json"])
+def test_files_that_are_too_large_are_not_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.touch()
+    os.truncate(path, 1 << 32)
+    with pytest.raises(InvalidInput) as error:
+        (load_lock if "lock" in name else load_recipe)(path)
+    (problem,) = error.value.problems
+    assert (problem.kind, problem.file) == ("too-large", str(path))
+    assert f"the document has {1 << 32:,} bytes" in problem.message
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     stdin = io.TextIOWrapper(io.BytesIO(b'{"kind": "recipe"'))
     monkeypatch.setattr(sys, "stdin", stdin)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -102,21 +102,15 @@ def plan_pull(
         found = set(_of_parts(root, _chosen(parts, names, root)))
         if pipeline:
             found |= set(pipeline_locations(root, notes))
-    files = _below_root(root, address, found, folder)
-    return Pull(opened.repository, files, tuple(notes), offline, folder)
-
-
-def _below_root(
-    root: Location, address: HubAddress, found: Iterable[Location], folder: Path | None
-) -> tuple[PulledFile, ...]:
     base = root
     for _ in PurePosixPath(address.below).parts:
         base = base.parent
-    return tuple(
+    files = tuple(
         PulledFile(path, file.stat().st_size, _is_there(file, path, folder))
         for file in sorted(found)
         for path in [file.relative_to(base).as_posix()]
     )
+    return Pull(opened.repository, files, tuple(notes), offline, folder)
 
 
 def pull(planned: Pull) -> Path:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from statistics import median
-from typing import Final
 
 from quantrecipe.evaluate.reporting.wording import count, decibels
 from quantrecipe.publishing.card.markdown import Markdown, code
 from quantrecipe.publishing.card.words import long_table
 from quantrecipe.publishing.facts import Facts
 from quantrecipe.schema.lock import LockedModule
-
-_NUMBER: Final = re.compile(r"(?<![^.])[0-9]+(?![^.])")
-"""A segment of a dotted name that is a number."""
+from quantrecipe.schema.name_groups import starred
 
 
 def errors(facts: Facts) -> list[Markdown]:
@@ -24,7 +20,7 @@ def errors(facts: Facts) -> list[Markdown]:
         return []
     kinds: dict[str, list[LockedModule]] = {}
     for module in measured:
-        kinds.setdefault(_NUMBER.sub("*", module.name), []).append(module)
+        kinds.setdefault(starred(module.name), []).append(module)
     rows = []
     for kind, mine in kinds.items():
         values = sorted(_sqnr(module) for module in mine)

@@ -84,14 +84,8 @@ def _commands(lock: Lock) -> list[Markdown]:
     if lock.repository is not None:
         source, about = str(lock.repository.address), ""
     said = f"In this folder, the first command checks every byte, the second converts again{about}."
-    statistics = _statistics(lock)
+    statistics = sorted(lock.recipe.statistics())
     if statistics:
         said += f" The recipe also reads {codes(statistics)}, beside it."
     again = f"convert --recipe {RECIPE_NAME} {shell(source)} --out again"
     return [Markdown(said), fenced(["quantrecipe verify .", again], "shell")]
-
-
-def _statistics(lock: Lock) -> list[str]:
-    """The statistics files that the recipe names."""
-    schemes = lock.recipe.schemes.values()
-    return sorted({path for scheme in schemes for path in scheme.statistics().values()})

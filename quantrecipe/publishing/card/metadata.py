@@ -12,6 +12,7 @@ import yaml
 
 from quantrecipe.publishing.facts import Base, Facts
 from quantrecipe.schema.lock import Lock, LockedModule
+from quantrecipe.schema.quantization_config import CONFIG_NAME
 from quantrecipe.schema.registry import resolve_layout
 from quantrecipe.schema.schemes import PlainWeight
 
@@ -52,10 +53,11 @@ _Dumper.add_representer(str, _string)
 
 def front_matter(facts: Facts) -> str:
     """The YAML block, with its lines of dashes."""
-    written = _dumped(metadata(facts), ascii_only=False)
+    values = metadata(facts)
+    written = _dumped(values, ascii_only=False)
     if not written.replace("\n", "").isprintable():
         # What turns the direction of a line around, say, is for YAML as good as a letter.
-        written = _dumped(metadata(facts), ascii_only=True)
+        written = _dumped(values, ascii_only=True)
     return f"---\n{written}---\n"
 
 
@@ -89,7 +91,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
 
 def _opens(lock: Lock) -> bool:
     """Whether ``config.json`` says how it is stored; otherwise libraries misread the codes."""
-    configured = any(file.path.rpartition("/")[2] == "config.json" for file in lock.sidecars)
+    configured = any(file.path.rpartition("/")[2] == CONFIG_NAME for file in lock.sidecars)
     plain = all(isinstance(module.weight, PlainWeight) for module in lock.modules)
     return configured and (plain or resolve_layout(lock.recipe.target.layout).config is not None)
 
